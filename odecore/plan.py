@@ -1,0 +1,349 @@
+"""A fixed-grid solver as a table of numbers, one row per network evaluation, and its executor.
+
+Every explicit fixed-grid method on ``dx/dt = L(t) x + N(t, x)`` with known ``L`` is a *general
+linear method*: each new state is a linear combination of a few stored tensors, with weights that
+depend on the grid but not on the data. A scheme compiles its grid into a :class:`Plan` once, on
+the host, in float64; :func:`execute` runs any plan.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Weight = float | Tensor
+"""A number, or a tensor that broadcasts over the state (one weight per sample or per Fourier mode)."""
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What happens around one network evaluation ``raw = network(point, t)``.
+
+    In this order, with ``h_1, h_2, …`` the predictions of earlier rows, newest first::
+
+        prediction  = a · point + b · raw                          (a, b) = to_prediction
+        anchor'     = anchor-weights · (anchor, point, prediction, h_1, h_2, …) + noise · ε
+        point'      = point-weights  · (anchor', point, prediction, h_1, h_2, …)
+
+    Args:
+        t: time at which the network is evaluated.
+        t_next: time that the anchor (the last accepted state) holds after this row.
+        to_prediction: turns the raw network output into the quantity that the scheme interpolates.
+        anchor: weights of the new accepted state; ``(1.0,)`` keeps it.
+        point: weights of the next evaluation point, over the *new* anchor; ``(1.0,)`` puts it there.
+        noise: standard deviation of the fresh noise that is added to the new anchor.
+    """
+
+    t: Weight
+    t_next: Weight
+    to_prediction: tuple[Weight, Weight] = (0.0, 1.0)
+    anchor: tuple[Weight, ...] = (1.0,)
+    point: tuple[Weight, ...] = (1.0,)
+    noise: Weight = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("t", "t_next", "noise"):
+            object.__setattr__(self, name, _number(getattr(self, name)))
+        for name in ("to_prediction", "anchor", "point"):
+            object.__setattr__(self, name, tuple(_number(w) for w in getattr(self, name)))
+        object.__setattr__(self, "anchor", _trimmed(self.anchor))
+        object.__setattr__(self, "point", _trimmed(self.point))
+        if len(self.to_prediction) != 2:
+            raise ValueError(f"to_prediction={self.to_prediction}: give two weights, of the point and of the raw output")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A compiled solver: rows of weights, made once, and valid for any state shape, dtype and device.
+
+    Args:
+        rows: one :class:`Row` per network evaluation, in order.
+        t_start: time of the initial state.
+        exact: ``(A, B)`` such that for a *constant* prediction m the exact solution at the end is
+            ``A x_0 + B m``; the plan checks that its rows reproduce it. None skips the check.
+        about: what the plan was compiled from (solver, grid, schedule, …), JSON values only.
+
+    Raises:
+        ValueError: no rows, non-finite numbers, accepted times that turn back, or rows that do
+            not solve the problem with constant prediction.
+
+    Source: general linear methods, J. C. Butcher (1966), doi:10.1090/S0025-5718-1966-0189251-X.
+    """
+
+    rows: tuple[Row, ...]
+    t_start: Weight
+    exact: tuple[Weight, Weight] | None = None
+    about: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        object.__setattr__(self, "t_start", _number(self.t_start))
+        object.__setattr__(self, "about", dict(self.about))
+        if self.exact is not None:
+            object.__setattr__(self, "exact", tuple(_number(w) for w in self.exact))
+        if not self.rows:
+            raise ValueError("rows=(): a plan needs at least one row")
+        _check_finite(self)
+        _check_order_of_times(self)
+        if self.exact is not None:
+            _check_consistency(self)
+
+    @property
+    def nfe(self) -> int:
+        """Number of network evaluations: one per row."""
+        return len(self.rows)
+
+    @property
+    def depth(self) -> int:
+        """Number of earlier predictions that any row reads."""
+        return max(0, *(max(len(row.anchor), len(row.point)) - 3 for row in self.rows))
+
+    def to_json(self) -> str:
+        """Write the plan as JSON; :meth:`from_json` restores every float64 bit."""
+        return json.dumps({
+            "format": "fewstep-plan-1", "about": dict(self.about), "t_start": _encode(self.t_start),
+            "exact": None if self.exact is None else [_encode(w) for w in self.exact],
+            "rows": [{name: _encode(getattr(row, name)) for name in Row.__dataclass_fields__} for row in self.rows]})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, another format, or a plan that fails its own checks.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the plan is not valid JSON ({error}); write it with Plan.to_json") from error
+        if not isinstance(data, dict) or data.get("format") != "fewstep-plan-1":
+            raise ValueError("the text is no plan of format 'fewstep-plan-1'; write it with Plan.to_json")
+        try:
+            rows = tuple(Row(**{name: _decode(row[name]) for name in Row.__dataclass_fields__}) for row in data["rows"])
+            exact = None if data["exact"] is None else tuple(_decode(w) for w in data["exact"])
+            return cls(rows, _decode(data["t_start"]), exact, data["about"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the plan lacks or garbles a field ({error!r}); write it with Plan.to_json") from error
+
+
+class Registers:
+    """The tensors of one run of a plan: anchor, point and the recent predictions, newest first.
+
+    A plan is frozen and may serve many runs; each run owns its registers. Where gradients are
+    off, buffers are allocated at first use and then reused; where they are on, every combination
+    is a new tensor. Half-precision states are kept in float32.
+
+    Args:
+        x: initial state, any shape.
+        depth: number of earlier predictions to keep, :attr:`Plan.depth`.
+        reuse: whether buffers may be reused. False for a caller who hands the points on and
+            cannot know how long they are kept.
+    """
+
+    __slots__ = ("anchor", "point", "predictions", "_depth", "_reuse", "_spare", "_borrowed")
+
+    def __init__(self, x: Tensor, depth: int, *, reuse: bool = True) -> None:
+        self.anchor = self.point = x.float() if x.dtype in _HALF else x
+        self.predictions: list[Tensor] = []
+        self._depth = depth
+        self._reuse = reuse
+        self._spare: list[Tensor] = []
+        self._borrowed = self.anchor
+
+    def advance(self, row: Row, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Apply one row to the raw network output; return the next evaluation point.
+
+        Cost: one multiplication or addition of the state's size per non-zero weight, no
+        synchronisation.
+        """
+        anchor, point = self.anchor, self.point
+        raw = raw.to(anchor.dtype)
+        prediction = combine(row.to_prediction, (point, raw), self._buffer())
+        registers = (anchor, point, prediction, *self.predictions)
+        new = anchor if _keeps(row.anchor) else combine(row.anchor, registers, self._buffer())
+        if noise is not None:
+            new = torch.add(new, noise.to(new.dtype) * _meet(row.noise, new))
+        following = new if _keeps(row.point) else combine(row.point, (new, *registers[1:]), self._buffer())
+        self.predictions = [prediction, *self.predictions][: self._depth]
+        self.anchor, self.point = new, following
+        self._recycle(registers)
+        return following
+
+    def _buffer(self) -> Tensor | None:
+        if not self._reuse or torch.is_grad_enabled():
+            return None
+        return self._spare.pop() if self._spare else torch.empty_like(self.anchor)
+
+    def _recycle(self, old: Sequence[Tensor]) -> None:
+        """Put the tensors that no register holds any more on the pile of spare buffers."""
+        if not self._reuse or torch.is_grad_enabled():
+            return
+        kept = [self.anchor, self.point, self._borrowed, *self.predictions, *self._spare]
+        for tensor in old:
+            if not any(tensor is other for other in kept):
+                self._spare.append(tensor)
+                kept.append(tensor)
+
+
+def _keeps(weights: tuple[Weight, ...]) -> bool:
+    """Whether weights merely repeat the first register."""
+    return len(weights) == 1 and not isinstance(weights[0], Tensor) and weights[0] == 1.0
+
+
+def combine(weights: Sequence[Weight], tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """Add up ``Σ_i weights[i] · tensors[i]``; numbers that are zero cost nothing.
+
+    Args:
+        weights: numbers, or tensors that broadcast over the state.
+        tensors: at least as many tensors of one shape and dtype.
+        out: where to write, none of the tensors; None makes a new tensor, which autograd can follow.
+    """
+    total: Tensor | None = None
+    for weight, tensor in zip(weights, tensors, strict=False):
+        if isinstance(weight, Tensor):
+            weight = _meet(weight, tensor)
+            if total is None:
+                total = torch.mul(tensor, weight, out=out)
+            else:
+                total = torch.addcmul(total, tensor, weight, out=out)
+        elif weight != 0.0:
+            if total is None:
+                total = torch.mul(tensor, weight, out=out)
+            else:
+                total = torch.add(total, tensor, alpha=weight, out=out)
+    return torch.zeros_like(tensors[0]) if total is None else total
+
+
+def execute(
+    plan: Plan,
+    model: Callable[[Tensor, Weight], Tensor],
+    x: Tensor,
+    *,
+    noise: Callable[[], Tensor] | None = None,
+    callback: Callable[[int, Row, Registers], None] | None = None,
+    progress: Callable[[Sequence[Row]], Iterable[Row]] | None = None,
+) -> Tensor:
+    """Run a plan from the state ``x`` at ``plan.t_start`` to the time of its last row.
+
+    Args:
+        plan: the compiled solver.
+        model: the network, ``model(point, t) -> raw``; ``point`` has the shape and dtype of ``x``
+            and ``t`` is the row's number (or tensor of numbers, one per sample). It must not
+            keep ``point``, whose memory is reused.
+        x: initial state, any shape, real or complex.
+        noise: draws standard normal noise of the shape of ``x``; needed if a row adds noise.
+        callback: called after each row with its index, the row, and the registers (to be read).
+        progress: wraps the rows, for instance ``tqdm`` or ``rich.progress.track``.
+
+    Returns:
+        The final state, of the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: ``x`` is no floating-point tensor, or noise is needed and not given.
+
+    Cost: ``plan.nfe`` evaluations; ``plan.depth`` + 4 tensors of the state's size at most.
+    """
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"x has dtype {x.dtype}: give a floating-point or complex state")
+    noisy = [isinstance(row.noise, Tensor) or row.noise != 0.0 for row in plan.rows]
+    if any(noisy) and noise is None:
+        raise ValueError("noise=None, but the plan adds noise: pass a function that draws it")
+    registers = Registers(x, plan.depth)
+    for index, row in enumerate(plan.rows if progress is None else progress(plan.rows)):
+        raw = model(registers.point.to(x.dtype), row.t)
+        registers.advance(row, raw, noise() if noise is not None and noisy[index] else None)
+        if callback is not None:
+            callback(index, row, registers)
+    return registers.anchor.to(x.dtype)
+
+
+def _meet(weight: Weight, tensor: Tensor) -> Weight:
+    """Bring a weight to the dtype and device of the tensor that it multiplies."""
+    if not isinstance(weight, Tensor):
+        return weight
+    real = tensor.dtype.to_real() if not weight.is_complex() else tensor.dtype
+    return weight.to(tensor.device, real)
+
+
+def _number(value: object) -> Weight:
+    """Accept tensors as they are and everything else as a Python float."""
+    return value if isinstance(value, Tensor) else float(value)  # type: ignore[arg-type]
+
+
+def _trimmed(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
+    """Drop trailing zeros, keeping at least one weight."""
+    end = len(weights)
+    while end > 1 and not isinstance(weights[end - 1], Tensor) and weights[end - 1] == 0.0:
+        end -= 1
+    return weights[:end]
+
+
+def _check_finite(plan: Plan) -> None:
+    for index, row in enumerate(plan.rows):
+        for name in Row.__dataclass_fields__:
+            value = getattr(row, name)
+            for weight in value if isinstance(value, tuple) else (value,):
+                if not (weight.isfinite().all() if isinstance(weight, Tensor) else math.isfinite(weight)):
+                    raise ValueError(f"rows[{index}].{name}={value}: all numbers of a plan must be finite")
+        if len(row.anchor) > 3 + index or len(row.point) > 3 + index:
+            raise ValueError(f"rows[{index}] reads more than the {index} predictions made before it")
+
+
+def _check_order_of_times(plan: Plan) -> None:
+    times = [torch.as_tensor(t, dtype=torch.float64) for t in (plan.t_start, *(row.t_next for row in plan.rows))]
+    span = times[-1] - times[0]
+    direction, rounding = torch.sign(span), 1e-12 * span.abs()
+    for index, (before, after) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        if bool((direction * (after - before) < -rounding).any()):
+            raise ValueError(f"rows[{index}].t_next={plan.rows[index].t_next} turns back from {before.tolist()}: "
+                             "the accepted times of a plan must be monotone")
+
+
+def _check_consistency(plan: Plan, tolerance: float = 1e-9) -> None:
+    """Run the rows on the problem with constant prediction, whose solution is ``A x_0 + B m``."""
+    assert plan.exact is not None
+    for name, start, constant, exact in (("A", 1.0, 0.0, plan.exact[0]), ("B", 0.0, 1.0, plan.exact[1])):
+        registers = Registers(torch.tensor(start, dtype=_dtype(plan)), plan.depth, reuse=False)
+        raw = torch.tensor(constant, dtype=_dtype(plan))
+        for row in plan.rows:
+            registers.advance(Row(row.t, row.t_next, (0.0, 1.0), row.anchor, row.point), raw)
+        wanted = torch.as_tensor(exact, dtype=registers.anchor.dtype)
+        scale = 1.0 + max(abs(torch.as_tensor(e)).max().item() for e in plan.exact)
+        error = (registers.anchor - wanted).abs().max().item()
+        if not error <= tolerance * scale:
+            raise ValueError(f"rows give {name}={registers.anchor.tolist()} on the problem with constant prediction, "
+                             f"whose solution has {name}={wanted.tolist()}: the weights are inconsistent")
+
+
+def _dtype(plan: Plan) -> torch.dtype:
+    complex_ = any(isinstance(w, Tensor) and w.is_complex() for row in plan.rows for w in (*row.anchor, *row.point))
+    return torch.complex128 if complex_ else torch.float64
+
+
+def _encode(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_encode(v) for v in value]
+    if isinstance(value, Tensor):
+        data = torch.view_as_real(value) if value.is_complex() else value
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape),
+                "data": data.detach().double().flatten().tolist()}
+    return value
+
+
+def _decode(value: object) -> object:
+    if isinstance(value, list):
+        return tuple(_decode(v) for v in value)
+    if isinstance(value, dict):
+        dtype = getattr(torch, value["dtype"])
+        data = torch.tensor(value["data"], dtype=torch.float64)
+        if dtype.is_complex:
+            data = torch.view_as_complex(data.reshape(-1, 2))
+        return data.to(dtype).reshape(value["shape"])
+    return value

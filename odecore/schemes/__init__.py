@@ -1,0 +1,7 @@
+"""Schemes: each turns a grid, an order and a variable into the rows of a plan."""
+
+from odecore.schemes.exponential import exponential_multistep, exponential_singlestep
+from odecore.schemes.runge_kutta import runge_kutta
+from odecore.schemes.variable import Node, Variable, exact_flow, ode
+
+__all__ = ["Node", "Variable", "exact_flow", "exponential_multistep", "exponential_singlestep", "ode", "runge_kutta"]
