@@ -14,6 +14,7 @@ from typing import TypeVar, overload
 
 import numpy as np
 import torch
+from jaxtyping import Inexact
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def phi(k: int, z: Number) -> Number:
     return torch.where(near, inside, outside).to(z.dtype)
 
 
-def phi_dense(k: int, A: Tensor) -> Tensor:  # noqa: N803
+def phi_dense(k: int, A: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:  # noqa: N803
     """Evaluate ``φ_k(A)`` of square matrices by Taylor series of a scaled matrix and doubling.
 
     Args:
