@@ -48,8 +48,10 @@ class Moments:
 
     def save(self, path: str | Path) -> None:
         """Write an npz file with ``mu``, ``sigma`` (the names that FID programs share) and ``count``."""
-        count = {} if self.count is None else {"count": np.int64(self.count)}
-        np.savez(path, mu=self.mean.numpy(), sigma=self.covariance.numpy(), **count)
+        arrays = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
+        if self.count is not None:
+            arrays["count"] = np.array(self.count)
+        np.savez(path, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
@@ -65,7 +67,7 @@ class Moments:
         except FileNotFoundError as error:
             raise ValueError(f"reference statistics {path} do not exist: give an npz file with mu and sigma") from error
         except Exception as error:  # zipfile, numpy and zlib raise half a dozen kinds for a damaged file
-            raise ValueError(f"{path} holds no statistics ({error}): give an npz file with arrays mu and sigma") from error
+            raise ValueError(f"{path} holds no statistics ({error}): give an npz file with mu and sigma") from error
         return cls(mean, covariance, count)
 
 

@@ -53,7 +53,7 @@ def test_distance_equals_torchmetrics_on_the_same_features() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(1)
 
-    metric = FrechetInceptionDistance(feature=Flat(), input_img_size=(3, 2, 2), normalize=False).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=Flat(), input_img_size=(3, 2, 2)).set_dtype(torch.float64)
     a, b = features(200, 12, 5).reshape(-1, 3, 2, 2), features(300, 12, 6).reshape(-1, 3, 2, 2)
     metric.update(a, real=True)
     metric.update(b, real=False)
