@@ -34,12 +34,15 @@ def runge_kutta(variable: Variable, times: Sequence[float], tableaus: Sequence[T
     for t_start, t_end, tableau in zip(times[:-1], times[1:], tableaus, strict=True):
         start, end = variable.at_time(t_start), variable.at_time(t_end)
         h = end.clock - start.clock
+        if not math.isfinite(h):
+            raise ValueError(f"the step from t={t_start} to t={t_end} is infinitely long in the solver's clock: "
+                             "choose an exponential solver, or times short of that end")
         stages = [start if c == 0.0 else end if c == 1.0 else variable.at_clock(start.clock + c * h) for c in tableau.c]
         for i, stage in enumerate(stages):
             last = i == len(stages) - 1
             target, coefficients = (end, tableau.b) if last else (stages[i + 1], tableau.a[i + 1])
             weights = [_stage_weight(variable, stages[j], target, h * coefficients[j]) for j in range(i + 1)]
-            combination: tuple[Weight, ...] = (target.scale / start.scale, 0.0, *reversed(weights))
+            combination: tuple[Weight, ...] = (variable.decay(start, target), 0.0, *reversed(weights))
             to_prediction = variable.to_prediction(stage.t)
             if last:
                 rows.append(Row(stage.t, end.t, to_prediction, combination))

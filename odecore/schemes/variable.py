@@ -52,6 +52,17 @@ class Variable:
     at_clock: Callable[[float], Node]
     to_prediction: Callable[[float], tuple[Weight, Weight]]
 
+    def decay(self, start: Node, end: Node) -> Weight:
+        """Weight of ``x_start`` in ``x_end``.
+
+        Raises:
+            ValueError: the solution's scale is zero at the start.
+        """
+        if isinstance(start.scale, float) and start.scale == 0.0:
+            raise ValueError(f"no step can start at t={start.t}, where the solution's scale is zero: choose a solver "
+                             "that interpolates the data, or a later start")
+        return end.scale / start.scale
+
     def propagator(
         self, start: Node, end: Node, offsets: Sequence[float] = (0.0,), rule: Rule = exponential_weights
     ) -> tuple[Weight, tuple[Weight, ...]]:
@@ -61,10 +72,7 @@ class Variable:
             ValueError: an infinite step with more than one prediction, or one that has no limit.
         """
         h = end.clock - start.clock
-        if isinstance(start.scale, float) and start.scale == 0.0:
-            raise ValueError(f"no step can start at t={start.t}: the solution's scale is zero there; "
-                             "choose a data-prediction solver or a later start")
-        decay = end.scale / start.scale
+        decay = self.decay(start, end)
         if math.isfinite(h):
             return decay, tuple(end.gain * w for w in rule(offsets, h, self.rate))
         if len(offsets) > 1 or self.rate == 0:

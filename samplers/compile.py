@@ -1,0 +1,110 @@
+"""From a solver's name to a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odecore.plan import Plan, Row
+from odecore.schemes import exact_flow
+from samplers.grids import Grid
+from samplers.registry import grid_named, solver_named
+from samplers.solver import AdaptiveSolver, Path, Solver
+from scoremodels.prediction import PREDICTIONS
+from scoremodels.schedule import NoiseSchedule
+
+
+def compile_plan(
+    solver: str | Solver,
+    schedule: NoiseSchedule,
+    *,
+    nfe: int,
+    grid: str | Grid | Sequence[float] | NDArray[np.float64] | None = None,
+    prediction: str = "epsilon",
+    end: str | float | None = None,
+) -> Plan:
+    """Compile a solver on a schedule into a plan of exactly ``nfe`` network evaluations.
+
+    Args:
+        solver: a name out of ``SOLVERS``, or a :class:`~samplers.solver.Solver`.
+        schedule: noise schedule of the model.
+        nfe: network evaluations to spend, at least 1.
+        grid: a name out of ``GRIDS``, a grid function, or the network times themselves, from noise
+            to data, one more than the solver takes steps; None for the solver's usual grid.
+        prediction: what the network predicts, one of ``PREDICTIONS``.
+        end: "clean" (σ = 0), "minimum" (the least noise that the model was trained at), or a
+            network time; None for the solver's usual end. Custom times bring their own end.
+
+    Returns:
+        The plan; ``plan.nfe == nfe``.
+
+    Raises:
+        ValueError: an argument is unknown, out of range or does not fit the others.
+
+    Cost: host arithmetic only, no network evaluation.
+    """
+    chosen = solver_named(solver) if isinstance(solver, str) else solver
+    if isinstance(chosen, AdaptiveSolver):
+        raise ValueError(f"solver={chosen.name!r} chooses its own steps and has no plan: call sample() with it, or "
+                         "compile a fixed-grid solver")
+    if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer) or nfe < chosen.least_nfe:
+        raise ValueError(f"nfe={nfe!r}: solver {chosen.name!r} spends a whole number of evaluations, "
+                         f"at least {chosen.least_nfe}")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction={prediction!r} is unknown: choose one of {', '.join(PREDICTIONS)}")
+    rule, label, last = _resolve_grid(chosen, schedule, grid, end)
+    rows, times = chosen.build(Path(schedule, prediction, rule, last), int(nfe))
+    if len(rows) != nfe:
+        raise ValueError(f"nfe={nfe}: solver {chosen.name!r} would spend {len(rows)} evaluations")
+    about = {"solver": chosen.name, "order": chosen.order, "nfe": int(nfe), "grid": label, "times": times,
+             "schedule": schedule.to_config(), "prediction": prediction}
+    return Plan(rows, times[0], _exact(chosen, schedule, prediction, rows, times), about)
+
+
+def _resolve_grid(
+    solver: Solver, schedule: NoiseSchedule, grid: str | Grid | Sequence[float] | NDArray[np.float64] | None,
+    end: str | float | None,
+) -> tuple[Grid | NDArray[np.float64], str, float]:
+    if grid is None:
+        grid = solver.grid
+    if isinstance(grid, str) or callable(grid):
+        last = _resolve_end(schedule, solver.end if end is None else end)
+        if isinstance(grid, str):
+            return grid_named(grid), grid, last
+        return grid, getattr(grid, "__name__", "custom"), last
+    times = np.asarray(grid, dtype=np.float64)
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"grid has shape {times.shape}: give at least two times, from noise to data")
+    if end is not None and _resolve_end(schedule, end) != times[-1]:
+        raise ValueError(f"end={end!r}, but the custom times end at {times[-1]}: leave end out")
+    if not np.isfinite(times).all():
+        raise ValueError(f"grid={times.tolist()}: all times must be finite")
+    if times.max() > schedule.t_max or times.min() < schedule.t_clean:
+        raise ValueError(f"grid={times.tolist()}: times must lie between {schedule.t_clean} and {schedule.t_max}")
+    return times, "custom", float(times[-1])
+
+
+def _resolve_end(schedule: NoiseSchedule, end: str | float) -> float:
+    if end == "clean":
+        return float(schedule.t_clean)
+    if end == "minimum":
+        return float(schedule.t_min)
+    if isinstance(end, str) or not (schedule.t_clean <= end < schedule.t_max):
+        raise ValueError(f"end={end!r}: choose 'clean', 'minimum', or a time from {schedule.t_clean} up to, but not "
+                         f"including, {schedule.t_max}")
+    return float(end)
+
+
+def _exact(
+    solver: Solver, schedule: NoiseSchedule, prediction: str, rows: Sequence[Row], times: Sequence[float]
+) -> tuple[float, float]:
+    """What a constant prediction must lead to: the exact flow, or with noise the mean of the process."""
+    if solver.stochastic:
+        decay = math.prod(float(row.anchor[0]) for row in rows)
+        return decay, float(schedule.alpha(times[-1])) - decay * float(schedule.alpha(times[0]))
+    variable = Path(schedule, prediction, np.asarray(times), times[-1]).variable(solver.variable)
+    a, b = exact_flow(variable, times[0], times[-1])
+    return float(a), float(b)

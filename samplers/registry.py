@@ -1,0 +1,57 @@
+"""Solvers and grids by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from samplers import ddim, dpm_solver, edm, grids
+from samplers.grids import Grid
+from samplers.solver import AdaptiveSolver, Solver
+
+T = TypeVar("T")
+
+SOLVERS: Mapping[str, Solver | AdaptiveSolver] = {solver.name: solver for solver in (
+    edm.EULER_SOLVER, ddim.DDIM, ddim.DDPM, *dpm_solver.SINGLESTEP, *dpm_solver.MULTISTEP, *dpm_solver.PLUS_PLUS,
+    edm.EDM_HEUN,
+    AdaptiveSolver("dpm-solver-12", 2, "Lu et al. 2022, arXiv:2206.00927"),
+    AdaptiveSolver("dpm-solver-23", 3, "Lu et al. 2022, arXiv:2206.00927"),
+)}
+"""Every sampler, by the name that users give."""
+
+GRIDS: Mapping[str, Grid] = {
+    "log-snr": grids.log_snr, "time": grids.time, "quadratic": grids.quadratic, "karras": grids.karras,
+    "exponential": grids.exponential, "leading": grids.leading, "linspace": grids.linspace,
+    "trailing": grids.trailing,
+}
+"""Every time grid, by the name that users give."""
+
+
+def solver_named(name: str) -> Solver | AdaptiveSolver:
+    """Look a solver up.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    return _named("solver", name, SOLVERS)
+
+
+def grid_named(name: str) -> Grid:
+    """Look a grid up.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    return _named("grid", name, GRIDS)
+
+
+def _named(kind: str, name: str, table: Mapping[str, T]) -> T:
+    if name not in table:
+        raise ValueError(f"{kind}={name!r} is unknown: {_suggestion(name, table)}choose one of {', '.join(table)}")
+    return table[name]
+
+
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(names), n=1)
+    return f"did you mean {close[0]!r}? Else " if close else ""

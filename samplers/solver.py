@@ -1,0 +1,97 @@
+"""What a solver is: a few choices that turn a path and a number of evaluations into rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from odecore.plan import Row
+from odecore.schemes import Variable
+from samplers.grids import Grid, Times
+from samplers.variables import VARIABLES
+from scoremodels.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The way from noise to data that a solver is to walk.
+
+    Args:
+        schedule: noise schedule of the model.
+        prediction: what its network predicts.
+        grid: a grid function, or the times themselves.
+        end: last time; ``schedule.t_clean`` to remove all noise, ``schedule.t_min`` to stop there.
+    """
+
+    schedule: NoiseSchedule
+    prediction: str
+    grid: Grid | Times
+    end: float
+
+    def times(self, steps: int) -> list[float]:
+        """The ``steps + 1`` decreasing times of the grid.
+
+        Raises:
+            ValueError: custom times of another length, or a grid that has no such number of distinct times.
+        """
+        if callable(self.grid):
+            times = self.grid(self.schedule, steps, self.end)
+        else:
+            times = self.grid
+            if len(times) != steps + 1:
+                raise ValueError(f"grid has {len(times)} times, but the solver takes {steps} steps at this nfe and "
+                                 f"needs {steps + 1}: pass that many times, the last being the end")
+        if not np.all(np.isfinite(times)):
+            raise ValueError(f"grid={np.asarray(times).tolist()}: all times must be finite")
+        if not np.all(np.diff(times) < 0):
+            raise ValueError(f"grid={np.asarray(times).tolist()}: times must decrease strictly, from noise to data; "
+                             "ask for fewer evaluations or another grid")
+        return [float(t) for t in times]
+
+    def variable(self, name: str) -> Variable:
+        """The change of variables called "data", "noise" or "plain"."""
+        return VARIABLES[name](self.schedule, self.prediction)
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """A fixed-grid sampler.
+
+    Args:
+        name: its name in the registry.
+        order: order of convergence.
+        build: ``(path, nfe) -> (rows, times)``, with exactly ``nfe`` rows.
+        variable: "data", "noise" or "plain"; what it interpolates.
+        grid: name of its usual grid.
+        end: "clean" or "minimum"; where it usually ends.
+        least_nfe: fewest evaluations that it can spend.
+        stochastic: whether its rows add noise.
+        source: the paper.
+    """
+
+    name: str
+    order: int
+    build: Callable[[Path, int], tuple[tuple[Row, ...], list[float]]]
+    variable: str
+    grid: str = "log-snr"
+    end: str = "clean"
+    least_nfe: int = 1
+    stochastic: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveSolver:
+    """A sampler that chooses its own steps; its number of evaluations is known only afterwards.
+
+    Args:
+        name: its name in the registry.
+        order: order of the higher of its two estimates.
+        source: the paper.
+    """
+
+    name: str
+    order: int
+    source: str = ""
