@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from scoremodels.prediction import PREDICTIONS
-from scoremodels.schedule import EDM, Array, DiscreteVP, NoiseSchedule, RectifiedFlow
+from scoremodels.schedule import EDM, DiscreteVP, NoiseSchedule, RectifiedFlow
+from scoremodels.schedule_base import Array
 
 _STABLE = {"beta_start": 0.00085, "beta_end": 0.012}
 _STABLE_SCALED = {**_STABLE, "beta_schedule": "scaled_linear"}

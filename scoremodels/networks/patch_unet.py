@@ -66,6 +66,8 @@ class PatchUNet(nn.Module):
     of 4, a noise level ``c`` of shape (B,) of order one (say, log σ / 4), and labels (B,).
     """
 
+    frequencies: Tensor
+
     def __init__(self, channels: int = 1, width: int = 64, width_inner: int = 128, blocks: int = 3,
                  classes: int = 0) -> None:
         super().__init__()
