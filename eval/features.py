@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -133,16 +134,17 @@ def inception_features(weights: str | Path | None = None) -> FeatureExtractor:
 
     Source: Heusel et al. 2017, arXiv:1706.08500; Obukhov et al. 2020, doi:10.5281/zenodo.4957738.
     """
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise ValueError("features='inception' takes torch-fidelity: pip install 'fewstep[fid]'") from error
+    if find_spec("torch_fidelity") is None:
+        raise ValueError("features='inception' takes torch-fidelity: pip install 'fewstep[fid]'")
     weights = weights or os.environ.get("FEWSTEP_INCEPTION") or _download_inception()
     state, sha256 = _read_weights(Path(weights))
     published = Path(INCEPTION_URL).stem.rsplit("-", 1)[1]
     if not sha256.startswith(published):
         warnings.warn(f"{weights} has SHA-256 {sha256[:8]}…, the published InceptionV3 weights {published}…: the FID "
                       "is comparable only with those from this file", stacklevel=2)
+    # Imported only now, as it takes seconds that a missing or damaged file need not cost.
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     # The network unpickles what it is given, so it is given a copy of tensors that were read safely.
     copy = io.BytesIO()
     torch.save(state, copy)

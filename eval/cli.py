@@ -1,0 +1,453 @@
+"""The command `fewstep`: sweep, sample, info."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from eval.features import (
+    CLASSIFIER_FOLDER,
+    FeatureExtractor,
+    fashion_mnist_features,
+    fashion_mnist_reference,
+    inception_features,
+    statistics_of,
+)
+from eval.fid import Moments
+from eval.images import grid as image_grid
+from eval.images import save_png, to_bytes
+from eval.report import package_version, plot, surroundings, table, write_csv, write_grids, write_json
+from eval.sweep import Cell, Measurement, Sampling, cycled_labels, measure, plan_cells, solve_reference
+from eval.trajectory import fingerprint
+from odecore.plan import Registers, Row
+from samplers import GRIDS, SOLVERS, AdaptiveSolver, ClassifierFreeGuidance, sample
+from scoremodels.loaders import available, load
+from scoremodels.model import ScoreModel
+
+app = typer.Typer(name="fewstep", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+                  pretty_exceptions_enable=False, help="Sample diffusion and flow models in few network evaluations.")
+
+DEFAULT_SOLVERS = "ddim,dpm-solver-3,dpm-solver++-2m,dpm-solver++-3m"
+
+
+def main() -> None:
+    """Run the command; wrong input ends with one line and exit code 2."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"fewstep {package_version()}")
+        raise typer.Exit
+
+
+@app.command("sweep")
+def sweep_command(
+    model: Annotated[str, typer.Option("--model", "-m", help="Name or folder of a model; see `fewstep info`.")],
+    solvers: Annotated[str, typer.Option(help="Solvers, separated by commas.")] = DEFAULT_SOLVERS,
+    nfe: Annotated[str, typer.Option(help="Network evaluations per sample, separated by commas.")] = "5,8,10,20",
+    num: Annotated[int, typer.Option(help="Samples per cell.")] = 1000,
+    grid: Annotated[str, typer.Option(help="Time grids, separated by commas; each solver's usual one if left out.")]
+        = "",
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first sample; sample i has seed + i.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("sweep"),
+    batch: Annotated[int, typer.Option(help="Samples to compute at once; they do not depend on it.")] = 250,
+    features: Annotated[str, typer.Option(help="fashion-mnist-classifier, inception (then it is FID), or none.")]
+        = "auto",
+    inception: Annotated[Path | None, typer.Option(help="InceptionV3 weight file, in place of a download.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="npz file with mu and sigma of the real images' features.")]
+        = None,
+    compared: Annotated[int, typer.Option(help="Samples to compare with a converged solution; 0 for none.")] = 64,
+    reference_nfe: Annotated[int, typer.Option(help="Network evaluations of that solution.")] = 128,
+    device: Annotated[str, typer.Option(help="Where the network runs, such as cpu or cuda.")] = "auto",
+) -> None:
+    """Measure solvers against the number of network evaluations that they spend."""
+    console = Console()
+    with _complaints():
+        sampling = Sampling(num, seed, batch, compared, reference_nfe)
+        network = _load(model, guidance, device)
+        cells = plan_cells(network, _names("solvers", solvers), _numbers("nfe", nfe),
+                           _names("grid", grid) if grid else (None,))
+        extractor = _extractor(features, network, inception)
+        target, source = _target(extractor, reference, network, out, console)
+        _check_folder(out)
+        if extractor is not None and num <= extractor.dimension:
+            _warn(f"{num} samples for {extractor.dimension} features: the covariance is singular and distances are "
+                  "biased upwards; compare only with the same number")
+        out.mkdir(parents=True, exist_ok=True)
+    about: dict[str, object] = {
+        "command": shlex.join(["fewstep", *sys.argv[1:]]), **surroundings(), "device": str(network.device),
+        "model": {"name": model, "sha256": fingerprint(network), "prediction": network.prediction,
+                  "shape": list(network.shape), "schedule": network.schedule.to_config()},
+        "num": num, "seed": seed, "batch": batch, "guidance": guidance,
+        "noise": "sample i starts from standard normal noise of torch.Generator().manual_seed(seed + i)",
+        "labels": f"sample i has label i mod {network.num_classes}" if network.num_classes else None,
+        "metric": None if extractor is None else extractor.metric,
+        "features": None if extractor is None else {
+            "name": extractor.name, "dimension": extractor.dimension, "sha256": extractor.sha256},
+        "reference": source, "plans": {f"{c.solver}/{c.grid}/{c.nfe}": dict(c.plan.about) for c in cells if c.plan}}
+    measurements: list[Measurement] = []
+    with _progress(console) as progress:
+        solution = None
+        if compared:
+            many = min(compared, num) * (reference_nfe + reference_nfe // 2)
+            with _task(progress, f"reference solution, {min(compared, num)} samples", many) as advance:
+                solution = solve_reference(network, sampling, on_evaluations=advance)
+            assert solution is not None
+            about["trajectory"] = {
+                **solution.about, "convergence": {str(t): c for t, c in solution.convergence.items()}}
+        whole = progress.add_task("sweep", total=len(cells))
+        for cell in cells:
+            total = None if cell.nfe is None else num * cell.nfe
+            with _task(progress, _describe(cell), total) as advance:
+                measurements.append(measure(network, cell, sampling, extractor=extractor, target=target,
+                                            reference=solution, on_evaluations=advance))
+            progress.advance(whole)
+            # Written after every cell, so that a sweep which is cut short leaves what it has measured.
+            write_csv(out / "results.csv", measurements)
+            write_json(out / "results.json", about, measurements)
+    _report(console, model, guidance, extractor, target, sampling, measurements, solution is not None, out)
+
+
+@app.command("sample")
+def sample_command(
+    model: Annotated[str, typer.Option("--model", "-m", help="Name or folder of a model; see `fewstep info`.")],
+    solver: Annotated[str, typer.Option(help="Solver.")] = "dpm-solver++-2m",
+    nfe: Annotated[int, typer.Option(help="Network evaluations per sample.")] = 10,
+    num: Annotated[int, typer.Option(help="Number of images.")] = 16,
+    grid: Annotated[str | None, typer.Option(help="Time grid; the solver's usual one if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; image i has seed + i.")] = 0,
+    label: Annotated[str, typer.Option(help="Class label; `cycle` for i mod classes, `none` for no label.")] = "cycle",
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the images, or a .png file for the grid alone.")]
+        = Path("samples"),
+    batch: Annotated[int, typer.Option(help="Images to compute at once; they do not depend on it.")] = 250,
+    device: Annotated[str, typer.Option(help="Where the network runs, such as cpu or cuda.")] = "auto",
+) -> None:
+    """Draw samples and write them as PNG files."""
+    console = Console()
+    with _complaints():
+        if num < 1:
+            raise ValueError(f"num={num}: give at least 1")
+        if batch < 1:
+            raise ValueError(f"batch={batch}: give at least 1")
+        if not 0 <= seed < 2**62:
+            raise ValueError(f"seed={seed}: give a whole number from 0 to 2^62")
+        network = _load(model, guidance, device)
+        (cell,) = plan_cells(network, [solver], [nfe], [grid])
+        labels = _labels(network, label, num, guidance)
+        alone = out.suffix.lower() == ".png"
+        _check_folder(out.parent if alone else out)
+        (out.parent if alone else out).mkdir(parents=True, exist_ok=True)
+    parts, spent = [], 0
+    with _progress(console) as progress, _task(
+            progress, _describe(cell), None if cell.nfe is None else num * cell.nfe) as advance:
+        for first in range(0, num, batch):
+            count = min(batch, num - first)
+
+            def evaluated(index: int, row: Row, registers: Registers, count: int = count) -> None:
+                advance(count)
+
+            result = sample(network, num=count, solver=solver, plan=cell.plan, seed=seed + first, batch=count,
+                            condition=None if labels is None else labels[first:first + count],
+                            callback=evaluated)
+            parts.append(result.samples.cpu())
+            spent = max(spent, result.nfe)
+    with _complaints():
+        images = to_bytes(torch.cat(parts), network.value_range)
+    zoom = max(1, 56 // images.shape[-1])
+    if not alone:
+        for index, image in enumerate(images):
+            save_png(image, out / f"{index:05d}.png")
+    picture = out if alone else out / "grid.png"
+    save_png(image_grid(images, max(1, round(num**0.5))), picture, zoom=zoom)
+    console.print(f"{num} image{'s' if num > 1 else ''} by {cell.solver} on the {cell.grid} grid, {spent} NFE each: "
+                  f"{picture if alone else out}", soft_wrap=True)
+
+
+@app.command("info")
+def info_command(
+    model: Annotated[str | None, typer.Argument(help="Name or folder of a model.")] = None,
+) -> None:
+    """Say what is known of a model; without one, list models, solvers and grids."""
+    console = Console()
+    if model is None:
+        _list(console)
+        return
+    with _complaints():
+        network = load(model)
+    schedule = network.schedule
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    config = {k: f"{len(v)} numbers" if isinstance(v, list) and len(v) > 8 else v for k, v in
+              schedule.to_config().items()}
+    for name, value in (
+        ("model", model), ("shape", " × ".join(map(str, network.shape))), ("prediction", network.prediction),
+        ("schedule", json.dumps(config)),
+        ("network times", f"{schedule.t_max:g} (noise) … {schedule.t_min:g}, {schedule.t_clean:g} without noise"),
+        ("log-SNR", f"{schedule.log_snr(schedule.t_max):.3f} … {schedule.log_snr(schedule.t_min):.3f}"),
+        ("classes", network.num_classes or "unconditional"), ("value range", f"{network.value_range}"),
+        ("parameters", f"{sum(p.numel() for p in network.parameters()):,}"), ("sha256", fingerprint(network)),
+    ):
+        facts.add_row(f"[bold]{name}[/bold]", str(value))
+    console.print(facts)
+    card = _card(model)
+    if card is not None:
+        text = card.read_text()
+        console.print()
+        console.print(Markdown(text.split("---", 2)[2] if text.startswith("---") else text))
+
+
+def _list(console: Console) -> None:
+    models = Table(title="Models", title_justify="left", show_header=False, box=None)
+    for name in available():
+        models.add_row(name)
+    console.print(models)
+    solvers = Table("solver", "order", "usual grid", "least NFE", "noise", "source", title="Solvers",
+                    title_justify="left", box=None)
+    for solver in SOLVERS.values():
+        if isinstance(solver, AdaptiveSolver):
+            solvers.add_row(solver.name, str(solver.order), "adaptive", "–", "", solver.source)
+        else:
+            solvers.add_row(solver.name, str(solver.order), solver.grid, str(solver.least_nfe),
+                            "yes" if solver.stochastic else "", solver.source)
+    console.print(solvers)
+    console.print(f"[bold]Grids[/bold] {', '.join(GRIDS)}", soft_wrap=True)
+
+
+def _report(
+    console: Console, model: str, guidance: float | None, extractor: FeatureExtractor | None, target: Moments | None,
+    sampling: Sampling, measurements: Sequence[Measurement], compared: bool, out: Path,
+) -> None:
+    """Write plots and pictures, print tables and the names of all files."""
+    name = Path(model).name + ("" if guidance is None else f", guidance {guidance:g}")
+    written = [out / "results.csv", out / "results.json"]
+    if extractor is not None and any(m.distance is not None for m in measurements):
+        floor = _real_distance(extractor, sampling.num)
+        title = f"{extractor.metric}, {sampling.num:,} samples of {name}"
+        console.print(f"[bold]{title}[/bold]", soft_wrap=True, highlight=False)
+        console.print(table(measurements, "distance"))
+        if floor is not None:
+            console.print(f"{floor[1]}: {floor[0]:.3g}")
+        plot(out / "distance.png", measurements, "distance", label=extractor.metric, floor=floor,
+             title=f"{name}: {sampling.num:,} samples per point")
+        written.append(out / "distance.png")
+    if compared and any(m.trajectory_rms is not None for m in measurements):
+        count = min(sampling.compared, sampling.num)
+        title = f"RMS distance to the converged solution, {count} samples of {name}"
+        console.print(f"[bold]{title}[/bold]", soft_wrap=True, highlight=False)
+        console.print(table(measurements, "trajectory_rms"))
+        plot(out / "trajectory.png", measurements, "trajectory_rms", title=f"{name}: {count} samples per point",
+             label="RMS distance to the converged solution")
+        written.append(out / "trajectory.png")
+    for m in measurements:
+        if m.note:
+            _warn(f"{m.solver} at {m.nfe} NFE: {m.note}")
+    written += write_grids(out / "samples", measurements)
+    console.print("wrote")
+    for path in written:
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+def _real_distance(extractor: FeatureExtractor, num: int) -> tuple[float, str] | None:
+    """What as many real, unseen images get: the level that perfect samples would reach."""
+    if extractor.name != "fashion-mnist-classifier":
+        return None
+    known = json.loads((CLASSIFIER_FOLDER / "config.json").read_text())["real_distances"]
+    if str(num) not in known:
+        return None
+    return known[str(num)], f"{num:,} real test images"
+
+
+def _extractor(name: str, model: ScoreModel, weights: Path | None) -> FeatureExtractor | None:
+    small = tuple(model.shape) == (1, 28, 28)
+    if name == "auto":
+        if not small:
+            raise ValueError(f"features='auto': the model makes images of shape {tuple(model.shape)} and the embedded "
+                             "classifier takes (1, 28, 28): choose --features inception or --features none")
+        name = "fashion-mnist-classifier"
+    if weights is not None and name != "inception":
+        raise ValueError(f"inception={str(weights)!r} goes with --features inception")
+    if name == "none":
+        return None
+    if name == "inception":
+        if model.shape[0] not in (1, 3):
+            raise ValueError(f"features='inception': images have 1 or 3 channels, this model makes {model.shape[0]}: "
+                             "choose --features none")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            extractor = inception_features(weights)
+        for warning in caught:
+            _warn(str(warning.message))
+        return extractor
+    if name != "fashion-mnist-classifier":
+        raise ValueError(f"features={name!r} is unknown: choose fashion-mnist-classifier, inception or none")
+    if not small:
+        raise ValueError(f"features={name!r} takes images of shape (1, 28, 28), the model makes {tuple(model.shape)}: "
+                         "choose --features inception or --features none")
+    return fashion_mnist_features()
+
+
+def _target(
+    extractor: FeatureExtractor | None, reference: Path | None, model: ScoreModel, out: Path, console: Console
+) -> tuple[Moments | None, dict[str, object] | None]:
+    """Moments of the real images' features, and where they come from."""
+    if extractor is None:
+        if reference is not None:
+            raise ValueError(f"reference={str(reference)!r}, but --features none needs none")
+        return None, None
+    if reference is not None:
+        moments = Moments.load(reference)
+        if moments.dimension != extractor.dimension:
+            raise ValueError(f"reference={str(reference)!r} has {moments.dimension} features, {extractor.name} "
+                             f"{extractor.dimension}: make it with the same extractor")
+        return moments, {"file": str(reference), "count": moments.count}
+    if extractor.name == "fashion-mnist-classifier":
+        moments = fashion_mnist_reference()
+        return moments, {"data": "60,000 training images of Fashion-MNIST", "count": moments.count}
+    if tuple(model.shape) != (1, 28, 28):
+        raise ValueError(f"reference is missing: pass --reference FILE, an npz with mu and sigma of {extractor.name} "
+                         "features of the real images")
+    from eval.data import fashion_mnist
+
+    images, _ = fashion_mnist("train")
+    _check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with _progress(console) as progress:
+        task = progress.add_task(f"{extractor.name} of {len(images):,} real images", total=len(images))
+
+        def watched(batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+            for part in batches:
+                yield part
+                progress.advance(task, len(part))
+
+        moments = statistics_of(extractor, images, batch=50, progress=watched).moments()  # type: ignore[arg-type]
+    path = out / f"reference-{extractor.name}.npz"
+    moments.save(path)
+    return moments, {"data": "60,000 training images of Fashion-MNIST", "file": str(path), "count": moments.count}
+
+
+def _load(name: str, guidance: float | None, device: str) -> ScoreModel:
+    model = load(name)
+    if guidance is not None:
+        model = ClassifierFreeGuidance(model, guidance)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}): choose cpu or cuda"
+                         ) from error
+
+
+def _labels(model: ScoreModel, label: str, num: int, guidance: float | None) -> torch.Tensor | None:
+    if label == "cycle":
+        return cycled_labels(model, num)
+    if label == "none":
+        if guidance is not None:
+            raise ValueError(f"label='none' leaves nothing for guidance={guidance} to guide to: give a label")
+        if model.num_classes and not model.label_dropout:
+            raise ValueError("label='none', but the model knows no 'no label': give a label")
+        return None
+    if not model.num_classes:
+        raise ValueError(f"label={label!r}, but the model is unconditional: leave --label out")
+    try:
+        number = int(label)
+    except ValueError as error:
+        raise ValueError(f"label={label!r}: give a number from 0 to {model.num_classes - 1}, cycle or none") from error
+    if not 0 <= number < model.num_classes:
+        raise ValueError(f"label={number}: labels lie between 0 and {model.num_classes - 1}")
+    return torch.full((num,), number)
+
+
+def _names(option: str, text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise ValueError(f"{option}={text!r}: give names separated by commas")
+    return names
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option}={text!r}: give whole numbers separated by commas") from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a file in the way before any work is done."""
+    for part in (folder, *folder.parents):
+        if part.exists():
+            if not part.is_dir():
+                raise ValueError(f"out={str(folder)!r}: {part} is a file; give a folder")
+            return
+
+
+def _card(model: str) -> Path | None:
+    """The model card, beside the weights of a folder or of an embedded model."""
+    import scoremodels
+
+    embedded = Path(next(iter(scoremodels.__path__))) / "pretrained" / model
+    for folder in (embedded, Path(model)):
+        if (folder / "README.md").is_file():
+            return folder / "README.md"
+    return None
+
+
+def _describe(cell: Cell) -> str:
+    return f"{cell.solver}, adaptive" if cell.nfe is None else f"{cell.solver}, {cell.nfe} NFE"
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                  TimeRemainingColumn(), console=console, transient=True) as progress:
+        yield progress
+
+
+@contextmanager
+def _task(progress: Progress, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar of network evaluations while the block runs."""
+    task = progress.add_task(description, total=total)
+    try:
+        yield lambda evaluations: progress.advance(task, evaluations)
+    finally:
+        progress.remove_task(task)
+
+
+@contextmanager
+def _complaints() -> Iterator[None]:
+    """Turn wrong input into one line on standard error and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _fail(" ".join(str(error).split()))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"fewstep: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def _warn(message: str) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+if __name__ == "__main__":
+    main()
