@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ class ClassifierFreeGuidance(ScoreModel):
         scale: 1 is the conditional model, 0 the unconditional one; more than 1 guides.
 
     Raises:
-        ValueError: the model is unconditional, or the scale is not finite.
+        ValueError: the model is unconditional or knows no "no label", or the scale is not finite.
 
     Cost: one evaluation of twice the batch, counted as one NFE.
 
@@ -28,10 +30,13 @@ class ClassifierFreeGuidance(ScoreModel):
     def __init__(self, model: ScoreModel, scale: float) -> None:
         if not model.num_classes:
             raise ValueError("model is unconditional: classifier-free guidance needs a class-conditional one")
-        if not torch.isfinite(torch.tensor(float(scale))):
+        if not model.label_dropout:
+            raise ValueError("model was trained with labels only: classifier-free guidance needs one trained with label "
+                             "dropout")
+        if not math.isfinite(scale):
             raise ValueError(f"scale={scale}: give a finite guidance scale")
         super().__init__(model.network, model.schedule, model.prediction, model.shape, num_classes=model.num_classes,
-                         name=model.name, value_range=model.value_range)
+                         label_dropout=model.label_dropout, name=model.name, value_range=model.value_range)
         self.model = model
         self.scale = float(scale)
 
@@ -69,7 +74,7 @@ class DynamicThresholding(ScoreModel):
         if not maximum >= 1.0:
             raise ValueError(f"maximum={maximum}: give a number of at least 1")
         super().__init__(model.network, model.schedule, "sample", model.shape, num_classes=model.num_classes,
-                         name=model.name, value_range=model.value_range)
+                         label_dropout=model.label_dropout, name=model.name, value_range=model.value_range)
         self.model = model
         self.quantile = quantile
         self.maximum = maximum
