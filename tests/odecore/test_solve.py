@@ -43,7 +43,7 @@ def run(**changes: object) -> Solution:
 def test_the_error_follows_the_tolerance(stepper: EmbeddedPair, controller: Controller) -> None:
     y0 = torch.tensor([[0.3], [2.0]], dtype=torch.float64)
     errors = []
-    for tolerance in (1e-4, 1e-6, 1e-8):
+    for tolerance in (1e-3, 1e-5, 1e-7):
         solution = run(stepper=stepper, controller=controller, y0=y0, rtol=0.0, atol=tolerance)
         errors.append((solution.y - forced_solution(y0, 3.0)).abs().max().item())
         assert errors[-1] <= 30 * tolerance
@@ -67,8 +67,8 @@ def test_pairs_have_their_order_and_their_errors_shrink_as_declared(stepper: Emb
 
 def test_integration_runs_backwards() -> None:
     y0 = torch.tensor([[0.3], [2.0]], dtype=torch.float64)
-    solution = run(y0=forced_solution(y0, 3.0), t0=3.0, t1=0.0, rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(solution.y, y0, rtol=0, atol=1e-8)
+    solution = run(y0=forced_solution(y0, 3.0), t0=3.0, t1=0.0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(solution.y, y0, rtol=0, atol=1e-6)
 
 
 def test_each_sample_may_have_its_own_interval_and_direction() -> None:
@@ -111,11 +111,41 @@ def test_samples_that_have_finished_are_evaluated_no_more() -> None:
 
 def test_counts_are_those_of_the_steps_taken() -> None:
     attempts = []
-    solution = run(stepper=BOGACKI_SHAMPINE, first_step=2.9, callback=lambda n, t: attempts.append((n, t.tolist())))
+    solution = run(stepper=BOGACKI_SHAMPINE, first_step=2.9, rtol=1e-5, atol=1e-5,
+                   callback=lambda n, t: attempts.append((n, t.tolist())))
     steps = solution.accepted + solution.rejected
     assert solution.rejected.min() >= 1 and steps.max() == len(attempts) == attempts[-1][0]
     assert solution.nfe == 1 + 3 * len(attempts)
     assert attempts[0][1] == [0.0, 0.0] and attempts[-1][1] == [3.0, 3.0]
+
+
+class OnDevice(torch.Tensor):
+    """Stands for a tensor on an accelerator: counts what would make the host wait for it."""
+
+    waits = 0
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if getattr(function, "__name__", "") in ("cpu", "item", "__bool__", "__float__", "__int__", "tolist", "numpy",
+                                                 "nonzero"):
+            cls.waits += 1
+            return result.as_subclass(Tensor) if isinstance(result, Tensor) else result
+        return result
+
+
+def test_the_host_waits_for_the_device_once_per_attempt() -> None:
+    attempts: list[int] = []
+    y0 = torch.tensor([[0.3], [2.0], [50.0]], dtype=torch.float64).as_subclass(OnDevice)
+    k = torch.tensor([0.1, 30.0, 1.0], dtype=torch.float64).as_subclass(OnDevice)
+    OnDevice.waits = 0
+    solution = run(field=rates, y0=y0, args=(k,), first_step=1.0, rtol=1e-4, atol=1e-4,
+                   callback=lambda n, t: attempts.append(OnDevice.waits))
+    checks = 1  # that y0 is finite
+    assert attempts == list(range(1 + checks, len(attempts) + 1 + checks))
+    assert isinstance(solution.y, OnDevice) and len(set(solution.accepted.tolist())) == 3
 
 
 def test_the_field_sees_exact_stage_times() -> None:
@@ -138,7 +168,8 @@ def test_the_network_sees_the_dtype_of_the_state_and_half_precision_is_accumulat
         return torch.ones_like(y)
 
     solution = run(field=recorded, y0=torch.ones(1, 1, dtype=torch.bfloat16), t1=1.0, rtol=1e-3, atol=1e-3,
-                   controller=Controller(largest=1.0), first_step=1 / 1024)
+                   controller=Controller(largest=1.0), first_step=1 / 512,
+                   stepper=BOGACKI_SHAMPINE)
     assert seen == {torch.bfloat16} and solution.y.dtype == torch.bfloat16
     assert solution.y.item() == 2.0
 
