@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -102,7 +103,7 @@ def sweep_command(
         "metric": None if extractor is None else extractor.metric,
         "features": None if extractor is None else {
             "name": extractor.name, "dimension": extractor.dimension, "sha256": extractor.sha256},
-        "reference": source, "plans": {f"{c.solver}/{c.grid}/{c.nfe}": dict(c.plan.about) for c in cells if c.plan}}
+        "reference": source, "times": {f"{c.solver}/{c.grid}/{c.nfe}": c.plan.about["times"] for c in cells if c.plan}}
     measurements: list[Measurement] = []
     with _progress(console) as progress:
         solution = None
@@ -120,6 +121,8 @@ def sweep_command(
                 measurements.append(measure(network, cell, sampling, extractor=extractor, target=target,
                                             reference=solution, on_evaluations=advance))
             progress.advance(whole)
+            if not console.is_terminal:  # where bars cannot be drawn
+                console.print(_summary(measurements[-1], extractor), soft_wrap=True, highlight=False)
             # Written after every cell, so that a sweep which is cut short leaves what it has measured.
             write_csv(out / "results.csv", measurements)
             write_json(out / "results.json", about, measurements)
@@ -270,9 +273,13 @@ def _real_distance(extractor: FeatureExtractor, num: int) -> tuple[float, str] |
     if extractor.name != "fashion-mnist-classifier":
         return None
     known = json.loads((CLASSIFIER_FOLDER / "config.json").read_text())["real_distances"]
-    if str(num) not in known:
+    counts = sorted(map(int, known))
+    if not counts[0] <= num <= counts[-1]:
         return None
-    return known[str(num)], f"{num:,} real test images"
+    # The bias of the distance goes as one over the count, so between the measured counts it is linear in that.
+    inverse = [1 / n for n in reversed(counts)]
+    value = float(np.interp(1 / num, inverse, [known[str(n)] for n in reversed(counts)]))
+    return value, f"{num:,} real test images"
 
 
 def _extractor(name: str, model: ScoreModel, weights: Path | None) -> FeatureExtractor | None:
@@ -408,6 +415,16 @@ def _card(model: str) -> Path | None:
         if (folder / "README.md").is_file():
             return folder / "README.md"
     return None
+
+
+def _summary(m: Measurement, extractor: FeatureExtractor | None) -> str:
+    """One line on a finished cell."""
+    parts = [f"{m.solver} on {m.grid}, {m.nfe} NFE:", f"{1e3 * m.seconds_per_image:.3g} ms an image"]
+    if extractor is not None and m.distance is not None:
+        parts.append(f"{extractor.metric} {m.distance:.4g}")
+    if m.trajectory_rms is not None:
+        parts.append(f"trajectory error {m.trajectory_rms:.3g}")
+    return parts[0] + " " + ", ".join(parts[1:])
 
 
 def _describe(cell: Cell) -> str:

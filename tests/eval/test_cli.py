@@ -67,7 +67,7 @@ def test_a_sweep_writes_json_with_all_that_repeats_it(swept: Path, model: str) -
     assert data["features"]["sha256"] and data["reference"]["count"] == 60_000
     assert data["torch"] == torch.__version__ and data["processor"] and data["threads"]
     assert data["trajectory"]["nfe"] == 12 and data["trajectory"]["convergence"]
-    assert len(data["plans"]["dpm-solver++-2m/log-snr/5"]["times"]) == 6
+    assert len(data["times"]["dpm-solver++-2m/log-snr/5"]) == 6
     assert [c["nfe"] for c in data["cells"]] == [3, 5, 3, 5]
 
 
@@ -181,3 +181,12 @@ def test_info_on_an_unknown_model_ends_with_code_2() -> None:
 def test_the_version_is_printed() -> None:
     result = run("--version")
     assert result.exit_code == 0 and result.output.startswith("fewstep ")
+
+
+def test_the_level_of_real_images_is_the_measured_one_and_falls_in_between() -> None:
+    extractor = cli.fashion_mnist_features()
+    known = json.loads((cli.CLASSIFIER_FOLDER / "config.json").read_text())["real_distances"]
+    at = {n: cli._real_distance(extractor, n) for n in (1000, 1500, 2000)}
+    assert at[1000] == (pytest.approx(known["1000"]), "1,000 real test images")
+    assert at[1000][0] > at[1500][0] > at[2000][0]
+    assert cli._real_distance(extractor, 100) is None
