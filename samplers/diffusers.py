@@ -7,7 +7,6 @@ diffusers looks them up here when it loads a saved pipeline.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +20,10 @@ from torch import Tensor
 
 from odecore.plan import Plan, combine
 from samplers.compile import compile_plan
+from samplers.diffusers_clock import Clock, index_of
 from samplers.diffusers_config import SUPPORTED, class_of, translated
 from samplers.diffusers_run import Run
-from samplers.diffusers_spacing import EDM_CLASSES, flow_times, is_flow, spacing
+from samplers.diffusers_spacing import EDM_CLASSES, is_flow, spacing, times_of_sigmas
 from samplers.dpm_solver import RULES
 from samplers.grids import Times
 from samplers.guidance import threshold
@@ -32,7 +32,6 @@ from samplers.registry import grid_named
 from samplers.restart import restart
 from samplers.variables import VARIABLES
 from scoremodels.diffusers_config import schedule_from_diffusers
-from scoremodels.schedule import EDM, DiscreteVP
 
 _OWN_STAGES = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s", "edm-heun")
 """Solvers that, with exact weights, place stages between the times of their grid."""
@@ -46,6 +45,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     ``from_config`` takes the config of any diffusers scheduler and keeps its schedule, prediction
     type and timestep spacing, also where they are defaults of its class; ``clip_sample`` and the
     choice of solver are not taken over. Timesteps are int64 where they are whole, else float32.
+    A saved pipeline loads in a process that has imported this module before.
 
     Args:
         solver: a name out of :data:`samplers.registry.SOLVERS`, except the adaptive ones.
@@ -126,21 +126,22 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"dynamic_thresholding_ratio={dynamic_thresholding_ratio}, sample_max_value="
                              f"{sample_max_value}: the first lies above 0 and is at most 1, the second is at least 1")
         self.schedule, self._prediction = schedule_from_diffusers({**self.config, "_class_name": conventions})
+        # Thresholding acts on the predicted sample, which the plan then takes for the network's output.
+        self._plan_prediction = "sample" if thresholding else self._prediction
         self._solver = solver_with_weights(solver, weights, lower_order_final=lower_order_final)
         if grid is not None:
             grid_named(grid)
         elif not use_dynamic_shifting:
             spacing(self.config)
-        self._preconditioned = conventions in EDM_CLASSES
+        self._clock = Clock(self.schedule, conventions in EDM_CLASSES, is_flow(self.config))
         self.init_noise_sigma = float(self.schedule.prior_scale(self.schedule.t_max))
         self.num_inference_steps: int | None = None
         self.plan: Plan | None = None
-        self.timesteps = self._as_timesteps(np.linspace(self.schedule.t_max, self.schedule.t_min, num_train_timesteps))
-        self.sigmas = self._as_sigmas([])
+        every = np.linspace(self.schedule.t_max, self.schedule.t_min, num_train_timesteps)
+        self.timesteps, self.sigmas = self._clock.timesteps(every), self._clock.sigmas([*every])
         self._begin_index: int | None = None
         self._to_sample: list[tuple[float, float]] = []
         self._run: Run | None = None
-        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def from_config(
@@ -207,9 +208,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("timesteps and sigmas are both given: pass one of them")
         custom = None
         if timesteps is not None:
-            custom = self._times_of(np.asarray(timesteps, dtype=np.float64))
+            custom = self._clock.times(np.asarray(timesteps, dtype=np.float64))
         elif sigmas is not None:
-            custom = self._times_of_sigmas(np.asarray(sigmas, dtype=np.float64), mu)
+            custom = times_of_sigmas(self.config, self.schedule, np.asarray(sigmas, dtype=np.float64), mu)
         if custom is None and num_inference_steps is None:
             raise ValueError("num_inference_steps=None: say how many network evaluations to spend")
         plan = self._compile(num_inference_steps, custom, mu)
@@ -218,20 +219,20 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self._to_sample = [] if not self.config.thresholding else [
             self.schedule.conversion(self._prediction, "sample", float(row.t)) for row in plan.rows]
         self.plan = plan
-        times = np.array([float(row.t) for row in self.plan.rows])
+        times = np.array([float(row.t) for row in plan.rows])
         self.num_inference_steps = len(times)
-        self.timesteps = self._as_timesteps(times, device)
-        self.sigmas = self._as_sigmas([*times, float(self.plan.rows[-1].t_next)])
+        self.timesteps = self._clock.timesteps(times, device)
+        self.sigmas = self._clock.sigmas([*times, float(plan.rows[-1].t_next)])
         self._begin_index = None
         self._run = None
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """Give the network its input: the sample itself, or with EDM preconditioning ``x / sqrt(σ² + σ_data²)``."""
-        if not isinstance(self.schedule, EDM) or not self._preconditioned:
+        if not self._clock.preconditioned:
             return sample
         index = self._index_of(timestep) if self._run is None else self._run.index
         assert self.plan is not None
-        return sample / math.hypot(self.plan.rows[index].t, self.schedule.sigma_data)
+        return sample * self._clock.input_scale(float(self.plan.rows[index].t))
 
     def step(
         self,
@@ -275,12 +276,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noise clean samples: ``α(t) x0 + σ(t) ε``, one time for each sample or one for all.
-
-        Whole timesteps of a discrete schedule are looked up on the samples' device; others are
-        evaluated on the host.
-        """
-        alpha, sigma = self._alpha_sigma(timesteps, original_samples)
+        """Noise clean samples: ``α(t) x0 + σ(t) ε``, one time for each sample or one for all."""
+        alpha, sigma = self._clock.alpha_sigma(timesteps, original_samples)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -289,7 +286,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The v-prediction that a network should make: ``α(t) ε - σ(t) x0``."""
-        alpha, sigma = self._alpha_sigma(timesteps, sample)
+        alpha, sigma = self._clock.alpha_sigma(timesteps, sample)
         return alpha * noise - sigma * sample
 
     def __len__(self) -> int:
@@ -306,43 +303,14 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         if config.weights == "exact" and config.solver in _OWN_STAGES:
             raise ValueError(f"solver={config.solver!r} with exact weights places its own stages between times, so it "
                              "takes no custom timesteps or sigmas: choose weights='midpoint', or a multistep solver")
+        if custom.ndim != 1 or len(custom) == 0:
+            raise ValueError(f"the times given have shape {custom.shape}: give at least one, in one dimension")
         last = self.schedule.t_clean if end == "clean" else self.schedule.t_min
         times = custom if custom[-1] <= last else np.append(custom, last)
         return compile_plan(self._solver, self.schedule, nfe=len(times) - 1, grid=times, prediction=prediction)
 
-    @property
-    def _plan_prediction(self) -> str:
-        """What the plan takes for the network's output: with thresholding, that is the predicted sample."""
-        return "sample" if self.config.thresholding else self._prediction
-
-    def _times_of(self, timesteps: Times) -> Times:
-        """The schedule's times of what the network is told."""
-        return np.exp(4.0 * timesteps) if self._preconditioned else timesteps
-
-    def _network_times(self, times: Times) -> Times:
-        """What the network is told: the time, or with EDM preconditioning a quarter of log σ."""
-        return np.log(times) / 4.0 if self._preconditioned else times
-
-    def _times_of_sigmas(self, sigmas: Times, mu: float | None) -> Times:
-        if is_flow(self.config):
-            return flow_times(self.config, sigmas, mu)
-        if mu is not None:
-            raise ValueError(f"mu={mu}: only flow-matching schedules are shifted; leave mu out")
-        return self.schedule.time_of_ratio(sigmas)
-
-    def _as_timesteps(self, times: Times, device: str | torch.device | None = None) -> Tensor:
-        told = self._network_times(times)
-        self._host_timesteps = told
-        whole = isinstance(self.schedule, DiscreteVP) and bool((told == np.rint(told)).all())
-        return torch.tensor(told, dtype=torch.int64 if whole else torch.float32, device=device)
-
-    def _as_sigmas(self, times: Sequence[float]) -> Tensor:
-        """Noise levels as diffusers counts them: σ/α, but σ of a flow. They stay on the host."""
-        level = self.schedule.sigma if is_flow(self.config) else self.schedule.ratio
-        return torch.tensor(level(np.asarray(times, dtype=np.float64)), dtype=torch.float32)
-
     def _index_of(self, timestep: float | Tensor | None) -> int:
-        """The row at which a run starts whose first timestep is given."""
+        """The row at which a run starts."""
         if self.plan is None:
             raise ValueError("no timesteps are set: call set_timesteps before the first step")
         if self._begin_index is not None:
@@ -351,19 +319,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             return self._begin_index
         if timestep is None:
             raise ValueError("timestep=None: give the first timestep of a run, or call set_begin_index")
-        if isinstance(timestep, Tensor) and timestep.ndim == 0 and (
-                timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr()):
-            # An element of our own timesteps knows its place, without being read from the device.
-            return int(timestep.storage_offset())
-        wanted = float(timestep)
-        distances = np.abs(self._host_timesteps - wanted)
-        # Where a solver evaluates a time twice, at the end of one step and the start of the next, a run starts there.
-        index = int(np.flatnonzero(distances == distances.min())[-1])
-        # Pipelines may keep their timesteps in bfloat16, which has three digits.
-        if distances[index] > 4e-3 * max(1.0, abs(wanted)):
-            raise ValueError(f"timestep={wanted} is none of the {len(distances)} timesteps that are set: pass one of "
-                             "scheduler.timesteps")
-        return index
+        return index_of(timestep, self.timesteps)
 
     def _begin(self, timestep: float | Tensor) -> Run:
         begin = self._index_of(timestep)
@@ -391,22 +347,3 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"model_output has shape {tuple(model_output.shape)} and sample {tuple(sample.shape)}: "
                              "they must be the same; set variance_type='learned_range' if the output holds a variance")
         return model_output[:, : sample.shape[1]]
-
-    def _alpha_sigma(self, timesteps: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """α and σ at timesteps, shaped to multiply the samples, in their dtype and on their device."""
-        timesteps = torch.as_tensor(timesteps)
-        if isinstance(self.schedule, DiscreteVP) and not timesteps.is_floating_point():
-            key = (samples.device, samples.dtype)
-            if key not in self._tables:
-                self._tables[key] = self._factors(np.arange(self.schedule.t_max + 1), *key)
-            index = timesteps.to(samples.device)
-            factors = [table[index] for table in self._tables[key]]
-        else:
-            times = self._times_of(timesteps.double().cpu().numpy())
-            factors = list(self._factors(times, samples.device, samples.dtype))
-        alpha, sigma = (f.reshape(-1, *[1] * (samples.ndim - 1)) for f in factors)
-        return alpha, sigma
-
-    def _factors(self, times: Times, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        alpha, sigma = self.schedule.alpha(times), self.schedule.sigma(times)
-        return torch.tensor(alpha, dtype=dtype, device=device), torch.tensor(sigma, dtype=dtype, device=device)

@@ -93,9 +93,17 @@ def spacing(config: Mapping[str, Any], mu: float | None = None) -> Grid:
     return partial(_discrete, flavour=flavour_of(config), levels=levels, config=config)
 
 
-def flow_times(config: Mapping[str, Any], sigmas: Times, mu: float | None) -> Times:
-    """The network times of noise levels in (0, 1] that a pipeline gives, after the config's shift."""
-    return _shift(config, mu)(sigmas) * config["num_train_timesteps"]
+def times_of_sigmas(config: Mapping[str, Any], schedule: NoiseSchedule, sigmas: Times, mu: float | None) -> Times:
+    """The times of noise levels that a pipeline gives: σ/α, but σ of a flow, which are shifted as the config says.
+
+    Raises:
+        ValueError: ``mu`` where nothing is shifted by it, or levels beyond the schedule.
+    """
+    if is_flow(config):
+        return _shift(config, mu)(sigmas) * config["num_train_timesteps"]
+    if mu is not None:
+        raise ValueError(f"mu={mu}: only flow-matching schedules are shifted; leave mu out")
+    return schedule.time_of_ratio(sigmas)
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:

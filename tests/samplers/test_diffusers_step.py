@@ -297,6 +297,8 @@ def test_a_published_singlestep_solver_takes_custom_timesteps_as_stages() -> Non
     ({"num_inference_steps": 0}, "nfe=0"),
     ({"timesteps": [999, 500], "sigmas": [1.0]}, "pass one of them"),
     ({"num_inference_steps": 3, "timesteps": [999, 500]}, "leave it out"),
+    ({"timesteps": []}, "at least one"),
+    ({"sigmas": [200.0, 1.0]}, "more noise"),
     ({"timesteps": [500, 999]}, "decrease"),
     ({"timesteps": [999, float("nan")]}, "finite"),
     ({"timesteps": [1200, 500]}, "between"),
