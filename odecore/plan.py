@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Row:
         object.__setattr__(self, "anchor", _trimmed(self.anchor))
         object.__setattr__(self, "point", _trimmed(self.point))
         if len(self.to_prediction) != 2:
-            raise ValueError(f"to_prediction={self.to_prediction}: give two weights, of the point and of the raw output")
+            raise ValueError(f"to_prediction={self.to_prediction}: give two weights, of the point and of the output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ class Registers:
         registers = (anchor, point, prediction, *self.predictions)
         new = anchor if _keeps(row.anchor) else combine(row.anchor, registers, self._buffer())
         if noise is not None:
-            new = torch.add(new, noise.to(new.dtype) * _meet(row.noise, new))
+            new = combine((1.0, row.noise), (new, noise.to(new.dtype)))
         following = new if _keeps(row.point) else combine(row.point, (new, *registers[1:]), self._buffer())
         self.predictions = [prediction, *self.predictions][: self._depth]
         self.anchor, self.point = new, following
@@ -208,11 +209,11 @@ def combine(weights: Sequence[Weight], tensors: Sequence[Tensor], out: Tensor | 
     total: Tensor | None = None
     for weight, tensor in zip(weights, tensors, strict=False):
         if isinstance(weight, Tensor):
-            weight = _meet(weight, tensor)
+            factor = _meet(weight, tensor)
             if total is None:
-                total = torch.mul(tensor, weight, out=out)
+                total = torch.mul(tensor, factor, out=out)
             else:
-                total = torch.addcmul(total, tensor, weight, out=out)
+                total = torch.addcmul(total, tensor, factor, out=out)
         elif weight != 0.0:
             if total is None:
                 total = torch.mul(tensor, weight, out=out)
@@ -264,10 +265,8 @@ def execute(
     return registers.anchor.to(x.dtype)
 
 
-def _meet(weight: Weight, tensor: Tensor) -> Weight:
+def _meet(weight: Tensor, tensor: Tensor) -> Tensor:
     """Bring a weight to the dtype and device of the tensor that it multiplies."""
-    if not isinstance(weight, Tensor):
-        return weight
     real = tensor.dtype.to_real() if not weight.is_complex() else tensor.dtype
     return weight.to(tensor.device, real)
 
@@ -337,7 +336,7 @@ def _encode(value: object) -> object:
     return value
 
 
-def _decode(value: object) -> object:
+def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_decode(v) for v in value)
     if isinstance(value, dict):

@@ -14,7 +14,7 @@ from samplers.grids import Grid
 from samplers.registry import grid_named, solver_named
 from samplers.solver import AdaptiveSolver, Path, Solver
 from scoremodels.prediction import PREDICTIONS
-from scoremodels.schedule import NoiseSchedule
+from scoremodels.schedule import EDM, VE, NoiseSchedule, RectifiedFlow
 
 
 def compile_plan(
@@ -33,7 +33,7 @@ def compile_plan(
         schedule: noise schedule of the model.
         nfe: network evaluations to spend, at least 1.
         grid: a name out of ``GRIDS``, a grid function, or the network times themselves, from noise
-            to data, one more than the solver takes steps; None for the solver's usual grid.
+            to data, one more than the solver takes steps; None for the usual one, see :func:`usual_grid`.
         prediction: what the network predicts, one of ``PREDICTIONS``.
         end: "clean" (σ = 0), "minimum" (the least noise that the model was trained at), or a
             network time; None for the solver's usual end. Custom times bring their own end.
@@ -64,21 +64,32 @@ def compile_plan(
     return Plan(rows, times[0], _exact(chosen, schedule, prediction, rows, times), about)
 
 
+def usual_grid(solver: Solver, schedule: NoiseSchedule) -> str:
+    """The grid that a solver takes unless another is asked for.
+
+    Models in σ are published with Karras times and flows with even ones; on a variance-preserving
+    schedule each solver keeps the grid of its own paper.
+    """
+    if isinstance(schedule, EDM | VE):
+        return "karras"
+    return "time" if isinstance(schedule, RectifiedFlow) else solver.grid
+
+
 def _resolve_grid(
     solver: Solver, schedule: NoiseSchedule, grid: str | Grid | Sequence[float] | NDArray[np.float64] | None,
     end: str | float | None,
 ) -> tuple[Grid | NDArray[np.float64], str, float]:
     if grid is None:
-        grid = solver.grid
+        grid = usual_grid(solver, schedule)
     if isinstance(grid, str) or callable(grid):
-        last = _resolve_end(schedule, solver.end if end is None else end)
+        last = resolve_end(schedule, solver.end if end is None else end)
         if isinstance(grid, str):
             return grid_named(grid), grid, last
         return grid, getattr(grid, "__name__", "custom"), last
     times = np.asarray(grid, dtype=np.float64)
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"grid has shape {times.shape}: give at least two times, from noise to data")
-    if end is not None and _resolve_end(schedule, end) != times[-1]:
+    if end is not None and resolve_end(schedule, end) != times[-1]:
         raise ValueError(f"end={end!r}, but the custom times end at {times[-1]}: leave end out")
     if not np.isfinite(times).all():
         raise ValueError(f"grid={times.tolist()}: all times must be finite")
@@ -87,7 +98,12 @@ def _resolve_grid(
     return times, "custom", float(times[-1])
 
 
-def _resolve_end(schedule: NoiseSchedule, end: str | float) -> float:
+def resolve_end(schedule: NoiseSchedule, end: str | float) -> float:
+    """The time that "clean", "minimum" or a number stands for.
+
+    Raises:
+        ValueError: another word, or a time outside the schedule.
+    """
     if end == "clean":
         return float(schedule.t_clean)
     if end == "minimum":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from odecore.phi import exponential_weights
-from odecore.plan import Row
+from odecore.plan import Row, Weight
 from odecore.schemes import exponential_multistep, exponential_singlestep
 from odecore.schemes.exponential import inner_nodes
 from odecore.schemes.variable import Rule
@@ -24,7 +24,7 @@ TAPER_BELOW = 15
 """Multistep methods lower their order over the last steps where fewer evaluations than this are spent."""
 
 
-def half_difference(offsets: Sequence[float], h: float, rate: float) -> tuple[float, ...]:
+def half_difference(offsets: Sequence[float], h: float, rate: Weight) -> tuple[Weight, ...]:
     """Weigh a first difference by half the zeroth moment ("midpoint" in other code).
 
     ``W m_0 + W (h/2) (m_1 - m_0)/(u_1 - u_0)`` with ``W = ∫_0^h e^{-rate (h-u)} du``; exact
@@ -35,18 +35,18 @@ def half_difference(offsets: Sequence[float], h: float, rate: float) -> tuple[fl
     return total - slope, slope
 
 
-def half_curvature(offsets: Sequence[float], h: float, rate: float) -> tuple[float, ...]:
+def half_curvature(offsets: Sequence[float], h: float, rate: Weight) -> tuple[Weight, ...]:
     """Exact quadrature of three predictions, less half the contribution of their second difference.
 
     So the published third-order multistep update weighs it; its order of convergence is two.
     """
-    exact = exponential_weights(offsets, h, rate)
+    exact: tuple[Weight, ...] = exponential_weights(offsets, h, rate)
     slopes = _quadratic_part(offsets)
-    curvature = sum(w * u**2 for w, u in zip(exact, offsets, strict=True))
-    return tuple(w - curvature / 2 * s for w, s in zip(exact, slopes, strict=True))
+    second_moment = sum((w * u**2 for w, u in zip(exact, offsets, strict=True)), start=0.0 * rate)
+    return tuple(w - s * second_moment / 2 for w, s in zip(exact, slopes, strict=True))
 
 
-def skip_middle(offsets: Sequence[float], h: float, rate: float) -> tuple[float, ...]:
+def skip_middle(offsets: Sequence[float], h: float, rate: Weight) -> tuple[Weight, ...]:
     """Exact quadrature of the first and the last of three predictions (DPM-Solver-3's last stage)."""
     first, last = exponential_weights((offsets[0], offsets[2]), h, rate)
     return first, 0.0, last
@@ -58,7 +58,7 @@ def _quadratic_part(offsets: Sequence[float]) -> tuple[float, ...]:
         1 / math.prod(u - v for j, v in enumerate(offsets) if j != i) for i, u in enumerate(offsets))
 
 
-def _by_count(special: dict[int, Rule], offsets: Sequence[float], h: float, rate: float) -> tuple[float, ...]:
+def _by_count(special: dict[int, Rule], offsets: Sequence[float], h: float, rate: Weight) -> tuple[Weight, ...]:
     return special.get(len(offsets), exponential_weights)(offsets, h, rate)
 
 

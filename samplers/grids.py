@@ -7,7 +7,7 @@ which σ = 0), the first ``steps`` of them run down to ``t_min`` and the last st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,14 +91,14 @@ def linspace(schedule: NoiseSchedule, steps: int, end: float, *, dropped: int = 
         dropped: how many of the least noisy times are left out, as in :func:`leading`.
         rounded: whether times are rounded to whole training steps.
     """
-    times = np.linspace(0.0, _training_steps(schedule, "linspace") - 1, steps + dropped)[::-1][:steps]
+    times = np.linspace(0.0, _training_steps(schedule, "linspace") - 1, steps + dropped, dtype=np.float64)[::-1][:steps]
     return np.append(_rounded(times) if rounded else times, end)
 
 
 def trailing(schedule: NoiseSchedule, steps: int, end: float) -> Times:
     """Times counted down from the last training step in even strides: diffusers' "trailing" spacing, then ``end``."""
     total = _training_steps(schedule, "trailing")
-    times = total - np.arange(steps) * (total / steps)
+    times = total - np.arange(steps, dtype=np.float64) * (total / steps)
     return np.append(_rounded(times) - 1.0, end)
 
 

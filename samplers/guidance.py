@@ -31,8 +31,8 @@ class ClassifierFreeGuidance(ScoreModel):
         if not model.num_classes:
             raise ValueError("model is unconditional: classifier-free guidance needs a class-conditional one")
         if not model.label_dropout:
-            raise ValueError("model was trained with labels only: classifier-free guidance needs one trained with label "
-                             "dropout")
+            raise ValueError("model was trained with labels only: classifier-free guidance needs one that was also "
+                             "trained without")
         if not math.isfinite(scale):
             raise ValueError(f"scale={scale}: give a finite guidance scale")
         super().__init__(model.network, model.schedule, model.prediction, model.shape, num_classes=model.num_classes,

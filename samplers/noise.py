@@ -17,7 +17,6 @@ class SampleNoise:
         device: where the noise is needed; it is drawn on the CPU, so that it is the same everywhere.
         dtype: dtype of the noise.
 
-    A call returns the next standard normal tensor of shape ``(len(seeds), *shape)``.
     """
 
     def __init__(
@@ -29,5 +28,6 @@ class SampleNoise:
         self._device, self._dtype = device, dtype
 
     def __call__(self) -> Tensor:
+        """Draw the next standard normal tensor, of shape ``(len(seeds), *shape)``."""
         draws = [torch.randn(self._shape, generator=generator, dtype=self._dtype) for generator in self._generators]
         return torch.stack(draws).to(self._device, non_blocking=True)

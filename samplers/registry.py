@@ -12,12 +12,13 @@ from samplers.solver import AdaptiveSolver, Solver
 
 T = TypeVar("T")
 
-SOLVERS: Mapping[str, Solver | AdaptiveSolver] = {solver.name: solver for solver in (
+_ALL: tuple[Solver | AdaptiveSolver, ...] = (
     edm.EULER_SOLVER, ddim.DDIM, ddim.DDPM, *dpm_solver.SINGLESTEP, *dpm_solver.MULTISTEP, *dpm_solver.PLUS_PLUS,
     edm.EDM_HEUN,
     AdaptiveSolver("dpm-solver-12", 2, "Lu et al. 2022, arXiv:2206.00927"),
     AdaptiveSolver("dpm-solver-23", 3, "Lu et al. 2022, arXiv:2206.00927"),
-)}
+)
+SOLVERS: Mapping[str, Solver | AdaptiveSolver] = {solver.name: solver for solver in _ALL}
 """Every sampler, by the name that users give."""
 
 GRIDS: Mapping[str, Grid] = {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from odecore.plan import Plan, Registers, Row, Weight, execute
 from samplers.adaptive import sample_adaptive
-from samplers.compile import compile_plan
+from samplers.compile import compile_plan, resolve_end
 from samplers.grids import Grid
 from samplers.noise import SampleNoise
 from samplers.registry import solver_named
@@ -61,15 +61,17 @@ def sample(
         model: the pretrained model, or a wrapper that adds guidance.
         num: how many; by default as many as ``x_T`` has, or 1.
         solver: a name out of ``SOLVERS`` or a :class:`~samplers.solver.Solver`.
-        nfe: network evaluations a sample, at least 1; adaptive solvers take no notice.
-        grid: times at which the network is evaluated, see :func:`~samplers.compile.compile_plan`.
+        nfe: network evaluations a sample, at least 1; an adaptive solver spends what its tolerances ask for.
+        grid: times at which the network is evaluated, see :func:`~samplers.compile.compile_plan`; adaptive
+            solvers take none.
         end: where to stop, see :func:`~samplers.compile.compile_plan`.
         plan: a compiled plan to run in place of ``solver``, ``nfe``, ``grid`` and ``end``.
         seed: seed of the first sample.
         x_T: start states of shape ``(num, *model.shape)``, in place of drawn noise.
         condition: a class label for all samples, or one label a sample.
         batch: how many samples to compute at once.
-        rtol, atol: tolerances of the adaptive solvers, relative to and in units of the samples.
+        rtol: relative tolerance of the adaptive solvers.
+        atol: absolute tolerance of the adaptive solvers, in units of the samples.
         callback: called after each row with its index, the row and the registers of the batch.
         progress: wraps the starting indices of the batches, for instance ``tqdm``.
 
@@ -91,6 +93,9 @@ def sample(
     if not adaptive and plan is None:
         assert isinstance(chosen, Solver)
         plan = compile_plan(chosen, model.schedule, nfe=nfe, grid=grid, prediction=model.prediction, end=end)
+    if adaptive and grid is not None:
+        raise ValueError(f"grid={grid!r}, but solver {chosen.name!r} chooses its own times: leave grid out")
+    t_end = resolve_end(model.schedule, "minimum" if end is None else end)
     t_start = float(model.schedule.t_max) if plan is None else float(plan.t_start)
     scale = float(model.schedule.prior_scale(t_start))
     device = model.device
@@ -103,7 +108,8 @@ def sample(
         label = None if labels is None else labels[first:last].to(device)
         if plan is None:
             assert isinstance(chosen, AdaptiveSolver)
-            x, evaluations, _ = sample_adaptive(model, x, order=chosen.order, rtol=rtol, atol=atol, condition=label)
+            x, evaluations, _ = sample_adaptive(model, x, order=chosen.order, rtol=rtol, atol=atol, condition=label,
+                                                t_end=t_end)
         else:
             x = execute(plan, _conditioned(model, label), x, noise=noise, callback=callback)
             evaluations = plan.nfe

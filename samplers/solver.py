@@ -64,7 +64,7 @@ class Solver:
         order: order of convergence.
         build: ``(path, nfe) -> (rows, times)``, with exactly ``nfe`` rows.
         variable: "data", "noise" or "plain"; what it interpolates.
-        grid: name of its usual grid.
+        grid: name of its usual grid on variance-preserving schedules.
         end: "clean" or "minimum"; where it usually ends.
         least_nfe: fewest evaluations that it can spend.
         stochastic: whether its rows add noise.

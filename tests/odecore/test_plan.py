@@ -59,8 +59,8 @@ def test_buffers_are_reused_when_gradients_are_off() -> None:
     plan = Plan(heun_rows(0.0, 1.0, 50), 0.0)
     seen: set[int] = set()
     with torch.no_grad():
-        execute(plan, lambda x, t: -x, torch.ones(4),
-                callback=lambda i, row, registers: seen.update(r.data_ptr() for r in (registers.anchor, registers.point)))
+        execute(plan, lambda x, t: -x, torch.ones(4), callback=lambda i, row, registers: seen.update(
+            register.data_ptr() for register in (registers.anchor, registers.point)))
     assert len(seen) <= plan.depth + 4
 
 
@@ -132,8 +132,9 @@ def test_json_restores_tensor_weights() -> None:
     assert isinstance(restored, torch.Tensor) and torch.equal(restored, weight)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": "other"}', '{"format": "fewstep-plan-1"}',
-                                  '{"format": "fewstep-plan-1", "rows": [3], "exact": null, "t_start": 0, "about": {}}'])
+@pytest.mark.parametrize("text", [
+    "{", "[]", '{"format": "other"}', '{"format": "fewstep-plan-1"}',
+    '{"format": "fewstep-plan-1", "rows": [3], "exact": null, "t_start": 0, "about": {}}'])
 def test_damaged_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="plan"):
         Plan.from_json(text)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odecore.plan import Plan
+from odecore.plan import Plan, execute
 from samplers import GRIDS, SOLVERS, Solver, compile_plan
 from samplers.dpm_solver import multistep_orders, singlestep_orders
 from scoremodels.schedule import EDM, VE, ContinuousVP, DiscreteVP, RectifiedFlow
@@ -26,7 +26,8 @@ DISCRETE_GRIDS = {"leading", "linspace", "trailing"}
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(PLANNED), st.sampled_from(sorted(SCHEDULES)), st.sampled_from(sorted(GRIDS)),
-       st.integers(1, 30), st.sampled_from(["clean", "minimum"]), st.sampled_from(["epsilon", "v_prediction", "sample"]))
+       st.integers(1, 30), st.sampled_from(["clean", "minimum"]),
+       st.sampled_from(["epsilon", "v_prediction", "sample"]))
 def test_every_combination_spends_its_nfe_or_is_refused(
     solver: str, schedule: str, grid: str, nfe: int, end: str, prediction: str
 ) -> None:
@@ -110,7 +111,6 @@ def test_a_point_mass_is_sampled_exactly(solver: str, schedule: str) -> None:
     c = torch.tensor([0.3, -0.7], dtype=torch.float64)
     noise = torch.tensor([1.1, -0.4], dtype=torch.float64)
     x = float(chosen.alpha(plan.t_start)) * c + float(chosen.sigma(plan.t_start)) * noise
-    from odecore.plan import execute
     with torch.no_grad():
         result = execute(plan, lambda y, t: (y - float(chosen.alpha(t)) * c) / float(chosen.sigma(t)), x)
     end = plan.rows[-1].t_next
@@ -125,7 +125,6 @@ def test_ddim_and_euler_are_one_method() -> None:
         a = compile_plan("ddim", schedule, nfe=6, grid="karras")
         b = compile_plan("euler", schedule, nfe=6, grid="karras")
         x = torch.linspace(-2, 2, 9, dtype=torch.float64)
-        from odecore.plan import execute
         with torch.no_grad():
             first, second = (execute(plan, lambda y, t: torch.sin(y), x) for plan in (a, b))
         torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)

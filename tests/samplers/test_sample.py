@@ -168,3 +168,13 @@ def test_thresholding_divides_by_the_quantile_of_each_sample() -> None:
 def test_thresholding_refuses_numbers_out_of_range(arguments: dict) -> None:
     with pytest.raises(ValueError, match="="):
         DynamicThresholding(model(), **arguments)
+
+
+def test_adaptive_solvers_take_no_grid() -> None:
+    with pytest.raises(ValueError, match="chooses its own times"):
+        sample(model(), solver="dpm-solver-12", grid="karras")
+
+
+def test_models_in_sigma_are_sampled_on_karras_times_by_default() -> None:
+    karras = compile_plan("ddim", EDM(), nfe=6, grid="karras", prediction="sample")
+    assert compile_plan("ddim", EDM(), nfe=6, prediction="sample").rows == karras.rows
