@@ -34,6 +34,34 @@ def available() -> tuple[str, ...]:
                         if (folder / "config.json").is_file() or (folder / "model_index.json").is_file()))
 
 
+def model_folder(name_or_folder: str | Path) -> Path:
+    """Find the folder of a model, for instance to hand a pipeline folder to diffusers.
+
+    Args:
+        name_or_folder: a name out of :func:`available`, a folder, or a hub id "owner/name", which is
+            downloaded.
+
+    Raises:
+        ValueError: nothing of that name.
+    """
+    given, path = str(name_or_folder), Path(name_or_folder)
+    if given in available():
+        return _PRETRAINED / given
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix in PICKLES:
+            raise ValueError(f"{given} is a pickle, which could run any code and does not say what the network is: "
+                             "give a folder with config.json and model.safetensors, as save() writes it")
+        raise ValueError(f"{given} is a file: give the folder that holds it and its config.json")
+    if _HUB_ID.fullmatch(given):
+        return _download(given)
+    near = difflib.get_close_matches(given, available(), 1, 0.5)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"model {given!r} is unknown: {meant}there are {', '.join(available()) or 'none embedded'}; "
+                     "or give a folder, or a hub id 'owner/name'")
+
+
 def load(name_or_folder: str | Path) -> ScoreModel:
     """Load a pretrained model, ready for inference: in evaluation mode, and with no gradients for its weights.
 
@@ -50,7 +78,7 @@ def load(name_or_folder: str | Path) -> ScoreModel:
         ValueError: nothing of that name, a damaged file, weights that do not fit, or a pickle that
             could run code.
     """
-    folder = _folder(name_or_folder)
+    folder = model_folder(name_or_folder)
     name = folder.resolve().name if Path(name_or_folder).is_dir() else str(name_or_folder)
     if (folder / "model_index.json").is_file():
         model = _load_pipeline(folder, name)
@@ -86,25 +114,6 @@ def save(model: ScoreModel, folder: str | Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in model.network.state_dict().items()},
               folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-
-
-def _folder(name_or_folder: str | Path) -> Path:
-    given, path = str(name_or_folder), Path(name_or_folder)
-    if given in available():
-        return _PRETRAINED / given
-    if path.is_dir():
-        return path
-    if path.is_file():
-        if path.suffix in PICKLES:
-            raise ValueError(f"{given} is a pickle, which could run any code and does not say what the network is: "
-                             "give a folder with config.json and model.safetensors, as save() writes it")
-        raise ValueError(f"{given} is a file: give the folder that holds it and its config.json")
-    if _HUB_ID.fullmatch(given):
-        return _download(given)
-    near = difflib.get_close_matches(given, available(), 1, 0.5)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"model {given!r} is unknown: {meant}there are {', '.join(available()) or 'none embedded'}; "
-                     "or give a folder, or a hub id 'owner/name'")
 
 
 def _download(hub_id: str) -> Path:

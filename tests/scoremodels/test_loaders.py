@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from samplers.guidance import ClassifierFreeGuidance
 from scoremodels import loaders
 from scoremodels.analytic import GaussianModel
-from scoremodels.loaders import available, load, save
+from scoremodels.loaders import available, load, model_folder, save
 from scoremodels.model import ScoreModel
 from scoremodels.networks.patch_unet import PatchUNet
 from scoremodels.networks.preconditioning import EDMPreconditioned, FlowTime
@@ -90,6 +90,13 @@ def test_embedded_models_are_listed_and_loaded_by_name(tmp_path: Path, monkeypat
     (tmp_path / "empty").mkdir()
     assert available() == ("ape-ddpm", "zebra-edm")
     assert load("zebra-edm").name == "zebra-edm" and load("ape-ddpm").name == "ape-ddpm"
+
+
+def test_plain_diffusers_loads_the_folder_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "_PRETRAINED", tmp_path)
+    network = pipeline(tmp_path / "ape-ddpm")
+    again = diffusers.DDPMPipeline.from_pretrained(model_folder("ape-ddpm")).unet
+    assert torch.equal(again(states(), 5).sample, network(states(), 5).sample)
 
 
 def test_nothing_is_available_without_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
