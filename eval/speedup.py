@@ -39,11 +39,13 @@ def evaluations_for(nfes: Sequence[int], values: Sequence[float], level: float) 
     return math.inf
 
 
-def bootstrap_interval(
-    statistic: Callable[[NDArray[np.int64]], Sequence[float]], count: int, *, draws: int = 100, seed: int = 0,
-    coverage: float = 0.9,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Estimate how far statistics of samples would vary over new sets of as many samples.
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], Sequence[float]], count: int, *, draws: int = 100, seed: int = 0
+) -> NDArray[np.float64]:
+    """Let statistics of samples vary as they would over new sets of as many samples.
+
+    A statistic that is biased at ``count`` samples, as a Fréchet distance is, comes out with that bias
+    twice: take the spread of its draws, or a ratio in which the bias cancels, not their mean.
 
     Args:
         statistic: maps indices of samples, drawn with replacement, to numbers (infinity allowed). Several
@@ -51,15 +53,18 @@ def bootstrap_interval(
         count: number of samples.
         draws: how many times to draw.
         seed: seed of the draws.
-        coverage: part of the draws between the bounds.
 
     Returns:
-        Lower and upper bounds, one for each number.
+        The numbers of each draw, of shape (draws, numbers).
 
-    Source: Efron 1979, doi:10.1214/aos/1176344552 (percentile bootstrap).
+    Source: Efron 1979, doi:10.1214/aos/1176344552.
     """
     generator = np.random.default_rng(seed)
-    values = np.array([statistic(generator.integers(count, size=count)) for _ in range(draws)], dtype=np.float64)
+    return np.array([statistic(generator.integers(count, size=count)) for _ in range(draws)], dtype=np.float64)
+
+
+def interval(draws: NDArray[np.float64], coverage: float = 0.9) -> tuple[float, float]:
+    """The bounds between which a part of the draws of one number lies, the same part beyond either."""
     tails = ((1 - coverage) / 2, (1 + coverage) / 2)
-    low, high = np.quantile(values, tails, axis=0, method="nearest")  # no mean of a number and infinity
-    return low, high
+    low, high = np.quantile(draws, tails, method="nearest")  # no mean of a number and infinity
+    return float(low), float(high)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.speedup import bootstrap_interval, evaluations_for
+from eval.speedup import bootstrap, evaluations_for, interval
 
 
 @pytest.mark.parametrize("level", [0.69, 0.3, 0.1, 0.07])
@@ -36,18 +36,27 @@ def test_what_has_no_logarithm_or_no_order_is_refused(nfes: list[int], values: l
         evaluations_for(nfes, values, level)
 
 
-def test_the_bootstrap_of_a_mean_has_the_width_of_the_central_limit() -> None:
+def test_the_bootstrap_of_a_mean_spreads_as_the_central_limit_says() -> None:
     data = np.random.default_rng(1).standard_normal(400)
-    low, high = bootstrap_interval(lambda i: [data[i].mean()], len(data), draws=2000)
-    assert (high - low)[0] == pytest.approx(2 * 1.645 * data.std() / 20, rel=0.1)
+    draws = bootstrap(lambda i: [data[i].mean()], len(data), draws=2000)
+    assert draws.std() == pytest.approx(data.std() / 20, rel=0.1)
 
 
 def test_the_bootstrap_is_the_same_for_the_same_seed() -> None:
     data = np.arange(10.0)
-    first, second = (bootstrap_interval(lambda i: [data[i].mean()], 10, seed=3) for _ in range(2))
+    first, second = (bootstrap(lambda i: [data[i].mean()], 10, seed=3) for _ in range(2))
     assert np.array_equal(first, second)
 
 
-def test_the_bootstrap_bears_infinity() -> None:
-    low, high = bootstrap_interval(lambda i: [math.inf if i[0] % 2 else 1.0], 10)
-    assert (low[0], high[0]) == (1.0, math.inf)
+def test_quantities_of_one_call_share_their_samples() -> None:
+    data = np.random.default_rng(1).standard_normal(50)
+    draws = bootstrap(lambda i: [data[i].mean(), data[i].mean() + 1.0], len(data))
+    np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 1.0, rtol=1e-12)
+
+
+def test_an_interval_leaves_as_much_below_as_above() -> None:
+    assert interval(np.arange(101.0), 0.9) == (5.0, 95.0)
+
+
+def test_an_interval_bears_infinity() -> None:
+    assert interval(np.array([1.0, math.inf, 1.0, math.inf])) == (1.0, math.inf)
