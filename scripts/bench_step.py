@@ -1,10 +1,10 @@
 """Time what surrounds the network: one scheduler step, and a whole sampling run: `python scripts/bench_step.py`.
 
 Part 1 times `FewStepScheduler.step` and the steps of three diffusers schedulers on the host, with a
-latent of 1 × 4 × 64 × 64 in float32 and a network output that is there already. Runs of all
-schedulers alternate, so that other load on the machine falls on all alike; ratios are medians of
-the ratios within a round. Part 2 divides the time of `sample` on an embedded model by the part of
-it that the network takes.
+latent of 1 × 4 × 64 × 64 in float32 and a network output that is there already. It counts the
+thread's own processor time, which other load on the machine hardly lengthens, and the runs of all
+schedulers alternate; ratios are medians of the ratios within a round. Part 2 divides the time of
+`sample` on an embedded model by the part of it that the network takes.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
 
 
 def seconds_per_step(scheduler: Any, steps: int, sample_: Tensor, output: Tensor) -> float:
-    """Time one run of ``steps`` steps, the set-up left out; return its mean step in seconds."""
+    """Take the processor time of one run of ``steps`` steps, the set-up left out; return its mean step in seconds."""
     scheduler.set_timesteps(steps)
     timesteps = list(scheduler.timesteps)
     scheduler.scale_model_input(sample_, timesteps[0])  # Euler warns without it
-    started = time.perf_counter()
+    started = time.thread_time()
     for t in timesteps:
         sample_ = scheduler.step(output, t, sample_).prev_sample
-    return (time.perf_counter() - started) / len(timesteps)
+    return (time.thread_time() - started) / len(timesteps)
 
 
 @torch.no_grad()
@@ -134,7 +134,7 @@ def main() -> None:
     print("\n".join(f"{key}: {value}" for key, value in surroundings().items()))
 
     torch.set_num_threads(1)
-    print(f"\n1. Host time of one step, {' × '.join(map(str, LATENT))} float32, one thread, median of "
+    print(f"\n1. Processor time of one step, {' × '.join(map(str, LATENT))} float32, one thread, median of "
           f"{arguments.rounds} alternating runs of {arguments.steps} steps")
     print_steps(time_steps(arguments.rounds, arguments.steps))
 
