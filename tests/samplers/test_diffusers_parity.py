@@ -119,12 +119,14 @@ def test_multistep_equals_diffusers_on_noise_levels_once_the_network_is_told_the
     order: int, levels: str
 ) -> None:
     theirs = multistep(8, solver_order=order, **{levels: True})
-    ours = few_step(theirs, solver=f"dpm-solver++-{order}m", weights="midpoint")
+    # Theirs takes the least level from 1 - ᾱ in float32, which is off by 1e-4; the grids must coincide.
+    ours = few_step(theirs, solver=f"dpm-solver++-{order}m", weights="midpoint", sigma_min=float(theirs.sigmas[-2]))
+    np.testing.assert_allclose(ours.sigmas, theirs.sigmas, rtol=2e-6)
     assert (ours.timesteps - theirs.timesteps).abs().max() <= 1.0
     assert_equal(run(ours), run(theirs, told=ours.timesteps))
 
 
-@pytest.mark.parametrize("count", (8, 9, 16))
+@pytest.mark.parametrize("count", (9, 16, 20))
 @pytest.mark.parametrize(("order", "kind"), ORDERS_AND_KINDS)
 @pytest.mark.parametrize("algorithm", ("dpmsolver++", "dpmsolver"))
 def test_singlestep_equals_diffusers(algorithm: str, order: int, kind: str, count: int) -> None:
@@ -138,7 +140,7 @@ def test_singlestep_equals_diffusers(algorithm: str, order: int, kind: str, coun
 def test_the_scheduler_runs_published_singlestep_solvers(name: str) -> None:
     algorithm = "dpmsolver++" if "++" in name else "dpmsolver"
     order = 3 if name.endswith("3") else 2
-    theirs = singlestep(8, algorithm_type=algorithm, solver_order=order, final_sigmas_type=END[algorithm],
+    theirs = singlestep(20, algorithm_type=algorithm, solver_order=order, final_sigmas_type=END[algorithm],
                         lower_order_final=True)
     ours = few_step(theirs, solver=name, weights="midpoint")
     assert torch.equal(ours.timesteps, theirs.timesteps)
