@@ -188,9 +188,11 @@ def at_few(cells: Sequence[Cell], ancestral: Cell) -> list[dict[str, object]]:
     return value_rows(compared, values, bootstrap(lambda chosen: [cell.distance(chosen) for cell in compared], count))
 
 
-def times(value: float, largest: float) -> str:
-    """Write a saving; beyond DDIM's last number of evaluations only a bound is known."""
-    return f"more than {largest:.1f}" if math.isinf(value) else f"{value:.1f}"
+def times(saving: float, nfe: int) -> str:
+    """Write a saving; beyond DDIM's first and last numbers of evaluations only a bound is known."""
+    if math.isinf(saving):
+        return f"more than {BASELINE_NFE[-1] / nfe:.1f}"
+    return f"at most {saving:.1f}" if saving * nfe < BASELINE_NFE[0] + 1e-6 else f"{saving:.1f}"
 
 
 def print_values(rows: Sequence[Mapping]) -> None:
@@ -208,8 +210,7 @@ def print_comparison(title: str, result: Mapping[str, list]) -> None:
     print(f"\n{title}")
     print_values(result["values"])
     for row in result["savings"]:
-        limit = BASELINE_NFE[-1] / row["nfe"]
-        value, low, high = (times(number, limit) for number in (row["value"], *row["interval"]))
+        value, low, high = (times(number, row["nfe"]) for number in (row["value"], *row["interval"]))
         print(f"  {SOLVER} at {row['nfe']} NFE equals {BASELINE} with {value} times as many [{low}, {high}]"
               "      (paper, other data: 4 to 16)")
 
