@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from scoremodels.diffusers_config import schedule_from_diffusers
@@ -111,8 +111,9 @@ def save(model: ScoreModel, folder: str | Path) -> None:
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.network.state_dict().items()},
-              folder / "model.safetensors")
+    # Written here, as safetensors' own save_file makes files that only their owner can read.
+    (folder / "model.safetensors").write_bytes(to_safetensors(
+        {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}))
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
