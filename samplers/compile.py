@@ -116,11 +116,16 @@ def resolve_end(schedule: NoiseSchedule, end: str | float) -> float:
 
 def _exact(
     solver: Solver, schedule: NoiseSchedule, prediction: str, rows: Sequence[Row], times: Sequence[float]
-) -> tuple[float, float]:
-    """What a constant prediction must lead to: the exact flow, or with noise the mean of the process."""
+) -> tuple[float, float] | None:
+    """What a constant prediction must lead to: the exact flow, or with noise the mean of the process.
+
+    None where the first row, from pure noise, interpolates another prediction than the rest.
+    """
     if solver.stochastic:
         decay = math.prod(float(row.anchor[0]) for row in rows)
         return decay, float(schedule.alpha(times[-1])) - decay * float(schedule.alpha(times[0]))
+    if solver.variable == "plain" and schedule.alpha(times[0]) == 0.0:
+        return None
     variable = Path(schedule, prediction, np.asarray(times), times[-1]).variable(solver.variable)
     a, b = exact_flow(variable, times[0], times[-1])
     return float(a), float(b)

@@ -1,4 +1,7 @@
-"""Train the three embedded Fashion-MNIST models: `python scripts/train/fashion_mnist.py edm|flow|ddpm`.
+"""Train the embedded Fashion-MNIST models: `python scripts/train/fashion_mnist.py edm|flow|ddpm|ddpm-refine`.
+
+The flow starts from the finished `edm` run (`--init`), and `ddpm-refine` goes on from the `ddpm` run
+with a loss that heeds high noise.
 
 The learning rate is warmed up, held, and brought linearly to zero over the last three tenths of
 the images; an exponential moving average of the weights is what ships. Training resumes from the
@@ -13,6 +16,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,23 +50,37 @@ def flow_loss(net: nn.Module, x0: Tensor, label: Tensor, generator: torch.Genera
     return (net((1 - t) * x0 + t * noise, logit / 4) - (noise - x0)).square().mean()
 
 
-def ddpm_loss(net: nn.Module, x0: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
-    """DDPM (Ho et al. 2020): predict ε at a uniform timestep of the linear schedule."""
+def ddpm_loss(
+    net: nn.Module, x0: Tensor, label: Tensor, generator: torch.Generator, *, largest_weight: float = 1.0
+) -> Tensor:
+    """DDPM (Ho et al. 2020): predict ε at a uniform timestep of the linear schedule.
+
+    A small error of ε is a large one of x0 where the signal is faint: there x0 = (x - σ ε)/α. With
+    ``largest_weight`` above 1 the loss is weighted by ``min(1 + 4 ρ², largest_weight)``, ρ = σ/α.
+    """
     alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
     t = torch.randint(1000, (len(x0),), generator=generator)
     alpha_bar = alphas_cumprod[t][:, None, None, None]
     noise = torch.randn(x0.shape, generator=generator)
-    return (net(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, t).sample - noise).square().mean()
+    weight = (4 / alpha_bar - 3).clamp(max=largest_weight)
+    prediction = net(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, t).sample
+    return (weight * (prediction - noise).square()).mean()
+
+
+def ddpm_network() -> nn.Module:
+    """The network of the discrete-time model, as diffusers builds it."""
+    return UNet2DModel(
+        sample_size=28, in_channels=1, out_channels=1, block_out_channels=(16, 32, 96), layers_per_block=1,
+        norm_num_groups=8, attention_head_dim=32,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"))
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
     "edm": (lambda: PatchUNet(width=48, width_inner=96, blocks=4, classes=10), edm_loss),
     "flow": (lambda: PatchUNet(width=48, width_inner=96, blocks=4), flow_loss),
-    "ddpm": (lambda: UNet2DModel(
-        sample_size=28, in_channels=1, out_channels=1, block_out_channels=(16, 32, 96), layers_per_block=1,
-        norm_num_groups=8, attention_head_dim=32,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D")), ddpm_loss),
+    "ddpm": (ddpm_network, ddpm_loss),
+    "ddpm-refine": (ddpm_network, partial(ddpm_loss, largest_weight=100.0)),
 }
 
 
