@@ -72,7 +72,8 @@ DESCRIPTIONS = {
         "An unconditional diffusion model of Fashion-MNIST in discrete time, as a diffusers pipeline folder.",
         "DDPM (Ho et al. 2020, arXiv:2006.11239): 1000 steps, β linear from 0.0001 to 0.02; the model predicts ε",
         "diffusers' `UNet2DModel`: widths 16, 32, 96, one layer a block, attention at the lowest resolution",
-        "mean squared error of ε, timesteps uniform",
+        "mean squared error of ε, timesteps uniform; in the second run weighted by min(1 + 4 σ²/α², 100). "
+        "The first run, `ddpm`, took 4,687 steps of 64 images with learning rate 0.001 in 107 minutes on one thread of the same CPU",
         """from diffusers import DDPMPipeline
 from samplers.diffusers import FewStepScheduler
 from scoremodels.loaders import model_folder
@@ -138,7 +139,7 @@ def read_run(kind: str, folder: Path) -> tuple[dict[str, Any], nn.Module]:
         state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"--run {folder} holds no run ({error}): give the --out of fashion_mnist.py") from error
-    if facts["model"] != kind:
+    if facts["model"].removesuffix("-refine") != kind:
         raise ValueError(f"--run {folder} is a run of {facts['model']!r}, not of {kind!r}")
     network = MODELS[kind][0]()
     network.load_state_dict(state["ema"])

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--init", type=Path, help="checkpoint of another run whose EMA weights, where they fit, start this one")
+    parser.add_argument("--init", type=Path, help="checkpoint of a run whose averaged weights start this one")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -156,8 +156,9 @@ def main() -> None:
             (arguments.out / "run.json").write_text(json.dumps(dict(
                 model=arguments.model, steps=step, batch=arguments.batch, images=step * arguments.batch,
                 lr=arguments.lr, ema=arguments.ema, seed=arguments.seed, seconds=round(elapsed),
-                init=arguments.init.parent.name if arguments.init else None, parameters=sum(p.numel() for p in net.parameters()),
-                hardware=f"{platform.machine()} CPU, {arguments.threads} thread(s)", torch=torch.__version__), indent=1))
+                init=arguments.init.parent.name if arguments.init else None,
+                parameters=sum(p.numel() for p in net.parameters()), torch=torch.__version__,
+                hardware=f"{platform.machine()} CPU, {arguments.threads} thread(s)"), indent=1))
 
 
 if __name__ == "__main__":
