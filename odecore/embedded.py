@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from odecore import tableaus
 from odecore.plan import combine
 from odecore.solve import Carry, Field, Step, column, send
 from odecore.tableaus import Tableau
@@ -59,17 +60,20 @@ class EmbeddedPair:
         return Step(new, handed_on, error, torch.maximum(y.abs(), new.abs()), len(slopes) - len(carry))
 
 
-BOGACKI_SHAMPINE = EmbeddedPair(
-    Tableau(a=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)), b=(2 / 9, 1 / 3, 4 / 9, 0.0), order=3,
-            source="Bogacki & Shampine 1989, doi:10.1016/0893-9659(89)90079-7"),
-    embedded=(7 / 24, 1 / 4, 1 / 3, 1 / 8), error_order=3)
+HEUN_EULER = EmbeddedPair(tableaus.HEUN, embedded=(1.0, 0.0), error_order=2)
+
+BOGACKI_SHAMPINE = EmbeddedPair(tableaus.BOGACKI_SHAMPINE, embedded=(7 / 24, 1 / 4, 1 / 3, 1 / 8), error_order=3)
 
 DORMAND_PRINCE = EmbeddedPair(
-    Tableau(
-        a=((), (1 / 5,), (3 / 40, 9 / 40), (44 / 45, -56 / 15, 32 / 9),
-           (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-           (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-           (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)),
-        b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0), order=5,
-        source="Dormand & Prince 1980, doi:10.1016/0771-050X(80)90013-3"),
-    embedded=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40), error_order=5)
+    tableaus.DORMAND_PRINCE, error_order=5,
+    embedded=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40))
+
+TSITOURAS = EmbeddedPair(
+    tableaus.TSITOURAS, error_order=5,
+    embedded=(0.094680755765839458, 0.0091835655403432531, 0.48777052842476157, 1.2342975669304790,
+              -2.7077123499835255, 1.8666284181705870, 1 / 66))
+
+DOP853 = EmbeddedPair(
+    tableaus.DOP853, error_order=6,
+    embedded=(0.04117368912237389, 0.0, 0.0, 0.0, 0.0, 5.675469339128614, 2.3872768489717506, -7.465581142465571,
+              0.6614932157077935, -0.48634006837553356, 0.11944219431891463, 0.06706592359165889, 0.0))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from odecore.control import INTEGRAL, PI, PID, Controller
-from odecore.embedded import BOGACKI_SHAMPINE, DORMAND_PRINCE, EmbeddedPair
+from odecore.embedded import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, EmbeddedPair
 from odecore.solve import Norm, Solution, SolveError, Status, Step, larger_tolerance, solve, summed_tolerance
 from odecore.tableaus import Tableau
 
@@ -63,6 +63,13 @@ def test_pairs_have_their_order_and_their_errors_shrink_as_declared(stepper: Emb
     local = slope(lambda step, h: step.y - forced_solution(y0, 0.4 + h), [0.08, 0.04, 0.02, 0.01])
     estimated = slope(lambda step, h: step.error, [0.02, 0.01, 0.005, 0.0025])
     assert (local, estimated) == pytest.approx((order + 1, stepper.error_order), abs=0.15)
+
+
+def test_dop853_solves_to_a_tolerance_in_fewer_evaluations_than_a_method_of_order_five() -> None:
+    y0 = torch.tensor([[0.3]], dtype=torch.float64)
+    high, low = (run(stepper=stepper, y0=y0, rtol=0.0, atol=1e-11) for stepper in (DOP853, DORMAND_PRINCE))
+    assert high.nfe < low.nfe
+    torch.testing.assert_close(high.y, forced_solution(y0, 3.0), rtol=0, atol=1e-10)
 
 
 def test_integration_runs_backwards() -> None:
