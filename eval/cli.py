@@ -5,38 +5,37 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from eval.features import (
-    CLASSIFIER_FOLDER,
-    FeatureExtractor,
-    fashion_mnist_features,
-    fashion_mnist_reference,
-    inception_features,
-    statistics_of,
+from eval.arguments import (
+    check_folder,
+    choose_extractor,
+    choose_labels,
+    load_model,
+    names_in,
+    numbers_in,
+    real_distance,
+    real_moments,
 )
+from eval.console import complaints, evaluation_bar, progress_bars, warn
+from eval.features import FeatureExtractor
 from eval.fid import Moments
 from eval.images import grid as image_grid
 from eval.images import save_png, to_bytes
 from eval.report import package_version, plot, surroundings, table, write_csv, write_grids, write_json
-from eval.sweep import Cell, Measurement, Sampling, cycled_labels, measure, plan_cells, solve_reference
+from eval.sweep import Cell, Measurement, Sampling, measure, plan_cells, solve_reference
 from eval.trajectory import fingerprint
 from odecore.plan import Registers, Row
-from samplers import GRIDS, SOLVERS, AdaptiveSolver, ClassifierFreeGuidance, sample
+from samplers import GRIDS, SOLVERS, AdaptiveSolver, sample
 from scoremodels.loaders import available, load
-from scoremodels.model import ScoreModel
 
 app = typer.Typer(name="fewstep", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
                   pretty_exceptions_enable=False, help="Sample diffusion and flow models in few network evaluations.")
@@ -81,16 +80,16 @@ def sweep_command(
 ) -> None:
     """Measure solvers against the number of network evaluations that they spend."""
     console = Console()
-    with _complaints():
+    with complaints():
         sampling = Sampling(num, seed, batch, compared, reference_nfe)
-        network = _load(model, guidance, device)
-        cells = plan_cells(network, _names("solvers", solvers), _numbers("nfe", nfe),
-                           _names("grid", grid) if grid else (None,))
-        extractor = _extractor(features, network, inception)
-        target, source = _target(extractor, reference, network, out, console)
-        _check_folder(out)
+        network = load_model(model, guidance, device)
+        cells = plan_cells(network, names_in("solvers", solvers), numbers_in("nfe", nfe),
+                           names_in("grid", grid) if grid else (None,))
+        extractor = choose_extractor(features, network, inception)
+        target, source = real_moments(extractor, reference, network, out, console)
+        check_folder(out)
         if extractor is not None and num <= extractor.dimension:
-            _warn(f"{num} samples for {extractor.dimension} features: the covariance is singular and distances are "
+            warn(f"{num} samples for {extractor.dimension} features: the covariance is singular and distances are "
                   "biased upwards; compare only with the same number")
         out.mkdir(parents=True, exist_ok=True)
     about: dict[str, object] = {
@@ -105,11 +104,11 @@ def sweep_command(
             "name": extractor.name, "dimension": extractor.dimension, "sha256": extractor.sha256},
         "reference": source, "times": {f"{c.solver}/{c.grid}/{c.nfe}": c.plan.about["times"] for c in cells if c.plan}}
     measurements: list[Measurement] = []
-    with _progress(console) as progress:
+    with progress_bars(console) as progress:
         solution = None
         if compared:
             many = min(compared, num) * (reference_nfe + reference_nfe // 2)
-            with _task(progress, f"reference solution, {min(compared, num)} samples", many) as advance:
+            with evaluation_bar(progress, f"reference solution, {min(compared, num)} samples", many) as advance:
                 solution = solve_reference(network, sampling, on_evaluations=advance)
             assert solution is not None
             about["trajectory"] = {
@@ -117,7 +116,7 @@ def sweep_command(
         whole = progress.add_task("sweep", total=len(cells))
         for cell in cells:
             total = None if cell.nfe is None else num * cell.nfe
-            with _task(progress, _describe(cell), total) as advance:
+            with evaluation_bar(progress, _describe(cell), total) as advance:
                 measurements.append(measure(network, cell, sampling, extractor=extractor, target=target,
                                             reference=solution, on_evaluations=advance))
             progress.advance(whole)
@@ -146,21 +145,21 @@ def sample_command(
 ) -> None:
     """Draw samples and write them as PNG files."""
     console = Console()
-    with _complaints():
+    with complaints():
         if num < 1:
             raise ValueError(f"num={num}: give at least 1")
         if batch < 1:
             raise ValueError(f"batch={batch}: give at least 1")
         if not 0 <= seed < 2**62:
             raise ValueError(f"seed={seed}: give a whole number from 0 to 2^62")
-        network = _load(model, guidance, device)
+        network = load_model(model, guidance, device)
         (cell,) = plan_cells(network, [solver], [nfe], [grid])
-        labels = _labels(network, label, num, guidance)
+        labels = choose_labels(network, label, num, guidance)
         alone = out.suffix.lower() == ".png"
-        _check_folder(out.parent if alone else out)
+        check_folder(out.parent if alone else out)
         (out.parent if alone else out).mkdir(parents=True, exist_ok=True)
     parts, spent = [], 0
-    with _progress(console) as progress, _task(
+    with progress_bars(console) as progress, evaluation_bar(
             progress, _describe(cell), None if cell.nfe is None else num * cell.nfe) as advance:
         for first in range(0, num, batch):
             count = min(batch, num - first)
@@ -173,7 +172,7 @@ def sample_command(
                             callback=evaluated)
             parts.append(result.samples.cpu())
             spent = max(spent, result.nfe)
-    with _complaints():
+    with complaints():
         images = to_bytes(torch.cat(parts), network.value_range)
     zoom = max(1, 56 // images.shape[-1])
     if not alone:
@@ -194,7 +193,7 @@ def info_command(
     if model is None:
         _list(console)
         return
-    with _complaints():
+    with complaints():
         network = load(model)
     schedule = network.schedule
     facts = Table(show_header=False, box=None, pad_edge=False)
@@ -242,7 +241,7 @@ def _report(
     name = Path(model).name + ("" if guidance is None else f", guidance {guidance:g}")
     written = [out / "results.csv", out / "results.json"]
     if extractor is not None and any(m.distance is not None for m in measurements):
-        floor = _real_distance(extractor, sampling.num)
+        floor = real_distance(extractor, sampling.num)
         title = f"{extractor.metric}, {sampling.num:,} samples of {name}"
         console.print(f"[bold]{title}[/bold]", soft_wrap=True, highlight=False)
         console.print(table(measurements, "distance"))
@@ -261,149 +260,11 @@ def _report(
         written.append(out / "trajectory.png")
     for m in measurements:
         if m.note:
-            _warn(f"{m.solver} at {m.nfe} NFE: {m.note}")
+            warn(f"{m.solver} at {m.nfe} NFE: {m.note}")
     written += write_grids(out / "samples", measurements)
     console.print("wrote")
     for path in written:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
-
-
-def _real_distance(extractor: FeatureExtractor, num: int) -> tuple[float, str] | None:
-    """What as many real, unseen images get: the level that perfect samples would reach."""
-    if extractor.name != "fashion-mnist-classifier":
-        return None
-    known = json.loads((CLASSIFIER_FOLDER / "config.json").read_text())["real_distances"]
-    counts = sorted(map(int, known))
-    if not counts[0] <= num <= counts[-1]:
-        return None
-    # The bias of the distance goes as one over the count, so between the measured counts it is linear in that.
-    inverse = [1 / n for n in reversed(counts)]
-    value = float(np.interp(1 / num, inverse, [known[str(n)] for n in reversed(counts)]))
-    return value, f"{num:,} real test images"
-
-
-def _extractor(name: str, model: ScoreModel, weights: Path | None) -> FeatureExtractor | None:
-    small = tuple(model.shape) == (1, 28, 28)
-    if name == "auto":
-        if not small:
-            raise ValueError(f"features='auto': the model makes images of shape {tuple(model.shape)} and the embedded "
-                             "classifier takes (1, 28, 28): choose --features inception or --features none")
-        name = "fashion-mnist-classifier"
-    if weights is not None and name != "inception":
-        raise ValueError(f"inception={str(weights)!r} goes with --features inception")
-    if name == "none":
-        return None
-    if name == "inception":
-        if model.shape[0] not in (1, 3):
-            raise ValueError(f"features='inception': images have 1 or 3 channels, this model makes {model.shape[0]}: "
-                             "choose --features none")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            extractor = inception_features(weights)
-        for warning in caught:
-            _warn(str(warning.message))
-        return extractor
-    if name != "fashion-mnist-classifier":
-        raise ValueError(f"features={name!r} is unknown: choose fashion-mnist-classifier, inception or none")
-    if not small:
-        raise ValueError(f"features={name!r} takes images of shape (1, 28, 28), the model makes {tuple(model.shape)}: "
-                         "choose --features inception or --features none")
-    return fashion_mnist_features()
-
-
-def _target(
-    extractor: FeatureExtractor | None, reference: Path | None, model: ScoreModel, out: Path, console: Console
-) -> tuple[Moments | None, dict[str, object] | None]:
-    """Moments of the real images' features, and where they come from."""
-    if extractor is None:
-        if reference is not None:
-            raise ValueError(f"reference={str(reference)!r}, but --features none needs none")
-        return None, None
-    if reference is not None:
-        moments = Moments.load(reference)
-        if moments.dimension != extractor.dimension:
-            raise ValueError(f"reference={str(reference)!r} has {moments.dimension} features, {extractor.name} "
-                             f"{extractor.dimension}: make it with the same extractor")
-        return moments, {"file": str(reference), "count": moments.count}
-    if extractor.name == "fashion-mnist-classifier":
-        moments = fashion_mnist_reference()
-        return moments, {"data": "60,000 training images of Fashion-MNIST", "count": moments.count}
-    if tuple(model.shape) != (1, 28, 28):
-        raise ValueError(f"reference is missing: pass --reference FILE, an npz with mu and sigma of {extractor.name} "
-                         "features of the real images")
-    from eval.data import fashion_mnist
-
-    images, _ = fashion_mnist("train")
-    _check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _progress(console) as progress:
-        task = progress.add_task(f"{extractor.name} of {len(images):,} real images", total=len(images))
-
-        def watched(batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-            for part in batches:
-                yield part
-                progress.advance(task, len(part))
-
-        moments = statistics_of(extractor, images, batch=50, progress=watched).moments()  # type: ignore[arg-type]
-    path = out / f"reference-{extractor.name}.npz"
-    moments.save(path)
-    return moments, {"data": "60,000 training images of Fashion-MNIST", "file": str(path), "count": moments.count}
-
-
-def _load(name: str, guidance: float | None, device: str) -> ScoreModel:
-    model = load(name)
-    if guidance is not None:
-        model = ClassifierFreeGuidance(model, guidance)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}): choose cpu or cuda"
-                         ) from error
-
-
-def _labels(model: ScoreModel, label: str, num: int, guidance: float | None) -> torch.Tensor | None:
-    if label == "cycle":
-        return cycled_labels(model, num)
-    if label == "none":
-        if guidance is not None:
-            raise ValueError(f"label='none' leaves nothing for guidance={guidance} to guide to: give a label")
-        if model.num_classes and not model.label_dropout:
-            raise ValueError("label='none', but the model knows no 'no label': give a label")
-        return None
-    if not model.num_classes:
-        raise ValueError(f"label={label!r}, but the model is unconditional: leave --label out")
-    try:
-        number = int(label)
-    except ValueError as error:
-        raise ValueError(f"label={label!r}: give a number from 0 to {model.num_classes - 1}, cycle or none") from error
-    if not 0 <= number < model.num_classes:
-        raise ValueError(f"label={number}: labels lie between 0 and {model.num_classes - 1}")
-    return torch.full((num,), number)
-
-
-def _names(option: str, text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",")]
-    if not all(names):
-        raise ValueError(f"{option}={text!r}: give names separated by commas")
-    return names
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"{option}={text!r}: give whole numbers separated by commas") from error
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a file in the way before any work is done."""
-    for part in (folder, *folder.parents):
-        if part.exists():
-            if not part.is_dir():
-                raise ValueError(f"out={str(folder)!r}: {part} is a file; give a folder")
-            return
 
 
 def _card(model: str) -> Path | None:
@@ -429,41 +290,6 @@ def _summary(m: Measurement, extractor: FeatureExtractor | None) -> str:
 
 def _describe(cell: Cell) -> str:
     return f"{cell.solver}, adaptive" if cell.nfe is None else f"{cell.solver}, {cell.nfe} NFE"
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                  TimeRemainingColumn(), console=console, transient=True) as progress:
-        yield progress
-
-
-@contextmanager
-def _task(progress: Progress, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar of network evaluations while the block runs."""
-    task = progress.add_task(description, total=total)
-    try:
-        yield lambda evaluations: progress.advance(task, evaluations)
-    finally:
-        progress.remove_task(task)
-
-
-@contextmanager
-def _complaints() -> Iterator[None]:
-    """Turn wrong input into one line on standard error and exit code 2."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        _fail(" ".join(str(error).split()))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"fewstep: {message}", err=True)
-    raise typer.Exit(2)
-
-
-def _warn(message: str) -> None:
-    typer.echo(f"warning: {message}", err=True)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ DESCRIPTIONS = {
         "DDPM (Ho et al. 2020, arXiv:2006.11239): 1000 steps, β linear from 0.0001 to 0.02; the model predicts ε",
         "diffusers' `UNet2DModel`: widths 16, 32, 96, one layer a block, attention at the lowest resolution",
         "mean squared error of ε, timesteps uniform; in the second run weighted by min(1 + 4 σ²/α², 100). "
-        "The first run, `ddpm`, took 4,687 steps of 64 images with learning rate 0.001 in 107 minutes on one thread of the same CPU",
+        "The first run, `ddpm`, took 4,687 steps of 64 images with "
+        "learning rate 0.001 in 107 minutes on one thread of the same CPU",
         """from diffusers import DDPMPipeline
 from samplers.diffusers import FewStepScheduler
 from scoremodels.loaders import model_folder
