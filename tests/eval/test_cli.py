@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from eval import cli
 from eval.arguments import real_distance
+from eval.features import fashion_mnist_features
 from eval.trajectory import fingerprint
 from samplers import sample
 from scoremodels.loaders import load, save
@@ -68,7 +69,7 @@ def test_a_sweep_writes_json_with_all_that_repeats_it(swept: Path, model: str) -
     assert data["features"]["sha256"] and data["reference"]["count"] == 60_000
     assert data["torch"] == torch.__version__ and data["processor"] and data["threads"]
     assert data["trajectory"]["nfe"] == 12 and data["trajectory"]["convergence"]
-    assert len(data["times"]["dpm-solver++-2m/log-snr/5"]) == 6
+    assert len(data["times"]["dpm-solver++-2m/karras/5"]) == 6
     assert [c["nfe"] for c in data["cells"]] == [3, 5, 3, 5]
 
 
@@ -185,7 +186,7 @@ def test_the_version_is_printed() -> None:
 
 
 def test_the_level_of_real_images_is_the_measured_one_and_falls_in_between() -> None:
-    extractor = cli.fashion_mnist_features()
+    extractor = fashion_mnist_features()
     known = json.loads((cli.CLASSIFIER_FOLDER / "config.json").read_text())["real_distances"]
     at = {n: real_distance(extractor, n) for n in (1000, 1500, 2000)}
     assert at[1000] == (pytest.approx(known["1000"]), "1,000 real test images")
