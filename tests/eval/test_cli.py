@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from eval import cli
 from eval.arguments import real_distance
-from eval.features import fashion_mnist_features
+from eval.features import CLASSIFIER_FOLDER, fashion_mnist_features
 from eval.trajectory import fingerprint
 from samplers import sample
 from scoremodels.loaders import load, save
@@ -187,7 +187,7 @@ def test_the_version_is_printed() -> None:
 
 def test_the_level_of_real_images_is_the_measured_one_and_falls_in_between() -> None:
     extractor = fashion_mnist_features()
-    known = json.loads((cli.CLASSIFIER_FOLDER / "config.json").read_text())["real_distances"]
+    known = json.loads((CLASSIFIER_FOLDER / "config.json").read_text())["real_distances"]
     at = {n: real_distance(extractor, n) for n in (1000, 1500, 2000)}
     assert at[1000] == (pytest.approx(known["1000"]), "1,000 real test images")
     assert at[1000][0] > at[1500][0] > at[2000][0]
