@@ -22,6 +22,9 @@ from scoremodels.schedule import DiscreteVP
 
 FOLDER = Path(__file__).parents[2] / "scoremodels" / "pretrained" / "fashion-mnist-ddpm"
 RELATIVE = 1e-5
+ROUNDING_AT_FULL_NOISE = 2e-5
+"""Bound for singlestep noise prediction from t = 999: the signal is 1/158 of the state there, so dividing by it makes
+float32's 6e-8 one part in 1e5. Either float32 run differs by as much from the same run in float64."""
 
 MULTISTEP = {("dpmsolver++", 1): "ddim", ("dpmsolver++", 2): "dpm-solver++-2m", ("dpmsolver++", 3): "dpm-solver++-3m",
              ("dpmsolver", 1): "dpm-solver-1", ("dpmsolver", 2): "dpm-solver-2m", ("dpmsolver", 3): "dpm-solver-3m"}
@@ -56,9 +59,13 @@ def run_plan(solver: Solver, nfe: int, end: str) -> Tensor:
     return execute(plan, lambda x, t: network()(x, t).sample, start())
 
 
-def assert_equal(ours: Tensor, theirs: Tensor) -> None:
+def assert_equal(ours: Tensor, theirs: Tensor, bound: float = RELATIVE) -> None:
     difference = (ours - theirs).abs().max() / theirs.abs().max()
-    assert difference <= RELATIVE, f"relative difference {difference:.1e}"
+    assert difference <= bound, f"relative difference {difference:.1e}"
+
+
+def singlestep_bound(algorithm: str) -> float:
+    return ROUNDING_AT_FULL_NOISE if algorithm == "dpmsolver" else RELATIVE
 
 
 def multistep(count: int, **config: Any) -> DPMSolverMultistepScheduler:
@@ -133,7 +140,7 @@ def test_singlestep_equals_diffusers(algorithm: str, order: int, kind: str, coun
     theirs = singlestep(count, algorithm_type=algorithm, solver_order=order, solver_type=kind,
                         final_sigmas_type=END[algorithm], lower_order_final=True)
     solver = published_singlestep(VARIABLE[algorithm], order, kind)
-    assert_equal(run_plan(solver, count, END[algorithm]), run(theirs))
+    assert_equal(run_plan(solver, count, END[algorithm]), run(theirs), singlestep_bound(algorithm))
 
 
 @pytest.mark.parametrize("name", ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s"))
@@ -144,7 +151,7 @@ def test_the_scheduler_runs_published_singlestep_solvers(name: str) -> None:
                         lower_order_final=True)
     ours = few_step(theirs, solver=name, weights="midpoint")
     assert torch.equal(ours.timesteps, theirs.timesteps)
-    assert_equal(run(ours), run(theirs))
+    assert_equal(run(ours), run(theirs), singlestep_bound(algorithm))
 
 
 @pytest.mark.parametrize("spacing", ("leading", "linspace", "trailing"))
