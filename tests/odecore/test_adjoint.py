@@ -13,14 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from odecore.adjoint import (
-    discrete,
-    execute_checkpointed,
-    integrate_checkpointed,
-    pull_back,
-    solve_checkpointed,
-)
+from odecore.adjoint import discrete, pull_back
 from odecore.checkpoint import optimal_advances
+from odecore.checkpointed import execute_checkpointed, integrate_checkpointed, solve_checkpointed
 from odecore.embedded import BOGACKI_SHAMPINE, DORMAND_PRINCE
 from odecore.plan import Plan, Row, execute
 from odecore.schemes.exponential import exponential_multistep
