@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -227,6 +228,7 @@ def report_on(name: str, size: Size, progress: Progress) -> dict[str, object]:
                      f"converged to {converged:.2g})", error)
     print(f"\n{name}: the distance with ancestral sampling, {size.ancestral} images, and the others at as many")
     print_values(few)
+    sys.stdout.flush()  # a run that is cut short leaves the models it has finished
     return {"distance": distance, "trajectory_rms": error, "ancestral": few,
             "reference_convergence": {str(t): c for t, c in reference.convergence.items()}}
 
@@ -244,16 +246,16 @@ def main() -> None:
     """Run both models, print the comparison, and save it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--num", type=int, default=128, help="images for each sampler and number of evaluations")
-    parser.add_argument("--ancestral", type=int, help="images by ancestral sampling (default: an eighth of --num)")
-    parser.add_argument("--compared", type=int, default=24, help="trajectories to compare with converged ones")
+    parser.add_argument("--num", type=int, default=96, help="images for each sampler and number of evaluations")
+    parser.add_argument("--ancestral", type=int, help="images by ancestral sampling (default: a twelfth of --num)")
+    parser.add_argument("--compared", type=int, default=16, help="trajectories to compare with converged ones")
     parser.add_argument("--batch", type=int, default=250)
     parser.add_argument("--device", default="cpu", help="where the network runs, such as cuda")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     if arguments.num < 2 or not 2 <= arguments.compared <= arguments.num:
         parser.error("--num and --compared take at least 2, and --compared at most --num")
-    size = Size(arguments.num, arguments.ancestral or max(2, arguments.num // 8), arguments.compared, arguments.batch,
+    size = Size(arguments.num, arguments.ancestral or max(2, arguments.num // 12), arguments.compared, arguments.batch,
                 arguments.device)
     if not 2 <= size.ancestral <= size.num:
         parser.error("--ancestral takes at least 2 and at most --num")
