@@ -10,7 +10,8 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from odecore.solve import Stepper, column, solve
+from odecore.solve import solve
+from odecore.stepper import Stepper, column
 
 
 class _Problem(NamedTuple):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from odecore.adjoint import PureStep, State, affordable, discrete
 from odecore.plan import Plan, Registers, Row, Weight
-from odecore.solve import Stepper, solve
+from odecore.solve import solve
+from odecore.stepper import Stepper
 
 
 def execute_checkpointed(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odecore import tableaus
 from odecore.plan import combine
-from odecore.solve import Carry, Field, Step, column, send
+from odecore.stepper import Carry, Field, Step, column, send
 from odecore.tableaus import Tableau
 
 

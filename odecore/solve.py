@@ -5,60 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from odecore.control import INTEGRAL, Controller, Memory
-
-Field = Callable[[Tensor, Tensor], Tensor]
-"""``(y, t) -> value``: the state of shape (samples, …) and one time a sample, float64 on the device of y."""
-
-Carry = tuple[Tensor, ...]
-"""What a stepper hands on to its next step: tensors with one row a sample."""
+from odecore.problem import bind
+from odecore.stepper import Carry, Field, Step, Stepper, column, send
 
 Norm = Callable[[Tensor, Tensor, float, float], Tensor]
 """``(error, magnitude, rtol, atol) -> error ratio``, one per sample."""
 
 _HALF = (torch.float16, torch.bfloat16)
-
-
-class Step(NamedTuple):
-    """What a stepper returns; its arguments are left alone.
-
-    Attributes:
-        y: state at the end of the step.
-        carry: what the next step needs if this one is accepted.
-        error: estimate of the local error, of the shape of y.
-        magnitude: size that a relative tolerance refers to, of the shape of y, not negative.
-        nfe: evaluations of the field.
-    """
-
-    y: Tensor
-    carry: Carry
-    error: Tensor
-    magnitude: Tensor
-    nfe: int
-
-
-class Stepper(Protocol):
-    """A one-step method with an error estimate.
-
-    Attributes:
-        error_order: k, where the error estimate shrinks as h^k.
-    """
-
-    @property
-    def error_order(self) -> int:
-        """The power of h with which the error estimate shrinks."""
-
-    def start(self, field: Field, t0: Tensor, y: Tensor) -> tuple[Carry, int]:
-        """The carry of the first step, and the evaluations that it cost."""
-
-    def step(self, field: Field, t0: Tensor, t1: Tensor, y: Tensor, carry: Carry) -> Step:
-        """Go from y at t0 to t1; both times have shape (samples,), float64, on the host."""
 
 
 class Status(IntEnum):
@@ -80,6 +40,8 @@ class Solution(NamedTuple):
         accepted: accepted steps of each sample.
         rejected: rejected steps of each sample.
         nfe: evaluations of the field for the batch, whatever the number of samples in each.
+        newton: Newton iterations for the batch.
+        krylov: Krylov iterations for the batch.
     """
 
     y: Tensor
@@ -88,6 +50,8 @@ class Solution(NamedTuple):
     accepted: Tensor
     rejected: Tensor
     nfe: int
+    newton: int = 0
+    krylov: int = 0
 
 
 class SolveError(RuntimeError):
@@ -175,7 +139,7 @@ def solve(
     result = y0.float() if y0.dtype in _HALF else y0
     rows = (status < 0).nonzero().squeeze(1)  # the samples that still run; what follows has one row for each
     y = result if len(rows) == samples else result.index_select(0, send(rows, result.device))
-    active, nfe = _bind(field, args, rows, samples, y0.dtype), 0
+    active, nfe, newton, krylov = _bind(field, args, rows, samples, y0.dtype), 0, 0, 0
     carry: Carry = ()
     if len(rows):
         carry, nfe = stepper.start(active, t[rows], y)
@@ -186,7 +150,7 @@ def solve(
         last = h[rows] >= remaining * (1 - 1e-10)  # leave no sliver
         target = torch.where(last, end[rows], now + direction[rows] * h[rows])
         step = stepper.step(active, now, target, y, carry)
-        nfe += step.nfe
+        nfe, newton, krylov = nfe + step.nfe, newton + step.newton, krylov + step.krylov
         ratio = _error_ratio(step, norm, rtol, atol)  # the one synchronisation
         good = ratio <= 1.0
 
@@ -215,7 +179,7 @@ def solve(
     if len(rows):
         status[rows] = Status.STEP_LIMIT
         result = result.index_copy(0, send(rows, y.device), y)
-    solution = Solution(result.to(y0.dtype), t, status, accepted, rejected, nfe)
+    solution = Solution(result.to(y0.dtype), t, status, accepted, rejected, nfe, newton, krylov)
     if not partial and bool((status != Status.FINISHED).any()):
         raise SolveError(_complaint(solution, max_steps), solution)
     return solution
@@ -227,14 +191,17 @@ def _bind(
     """The field of the samples ``rows``, in the dtype that the caller gave the state in."""
     chosen = args if len(rows) == samples else tuple(a.index_select(0, send(rows, a.device)) for a in args)
 
-    def bound(y: Tensor, t: Tensor) -> Tensor:
-        value = field(y.to(dtype), t, *chosen)
-        if value.shape != y.shape:
-            raise ValueError(f"field returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: "
-                             "they must be the same")
-        return value.to(y.dtype)
+    def change(part: Callable[..., Tensor]) -> Field:
+        def bound(y: Tensor, t: Tensor) -> Tensor:
+            value = part(y.to(dtype), t, *chosen)
+            if value.shape != y.shape:
+                raise ValueError(f"field returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: "
+                                 "they must be the same")
+            return value.to(y.dtype)
 
-    return bound
+        return bound
+
+    return bind(field, change)
 
 
 def _error_ratio(step: Step, norm: Norm, rtol: float, atol: float) -> Tensor:
@@ -256,17 +223,6 @@ def _select(good: Tensor, step: Step, y: Tensor, carry: Carry) -> tuple[Tensor, 
         return torch.where(column(good, new), new, old)
 
     return choose(step.y, y), tuple(choose(new, old) for new, old in zip(step.carry, carry, strict=True))
-
-
-def send(host: Tensor, device: torch.device) -> Tensor:
-    """Copy a small host tensor to a device without waiting for what the device has still to do."""
-    return host.to(device, non_blocking=True)
-
-
-def column(host: Tensor, like: Tensor) -> Tensor:
-    """Turn a host vector with one number a sample into a factor of ``like``, in its dtype and on its device."""
-    dtype = host.dtype if host.dtype == torch.bool else like.dtype
-    return send(host.to(dtype), like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _root_mean_square(error: Tensor, tolerance: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from odecore.control import Controller
 from odecore.phi import exponential_weights
 from odecore.plan import combine
 from odecore.schemes.variable import Rule
-from odecore.solve import Carry, Field, Solution, Step, column, larger_tolerance, send, solve
+from odecore.solve import Solution, larger_tolerance, solve
+from odecore.stepper import Carry, Field, Step, column, send
 from samplers.dpm_solver import RULES
 from samplers.variables import VARIABLES
 from scoremodels.model import ScoreModel

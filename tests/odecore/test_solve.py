@@ -14,7 +14,8 @@ from torch import Tensor
 
 from odecore.control import INTEGRAL, PI, PID, Controller
 from odecore.embedded import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, EmbeddedPair
-from odecore.solve import Norm, Solution, SolveError, Status, Step, larger_tolerance, solve, summed_tolerance
+from odecore.solve import Norm, Solution, SolveError, Status, larger_tolerance, solve, summed_tolerance
+from odecore.stepper import Step
 from odecore.tableaus import Tableau
 
 
