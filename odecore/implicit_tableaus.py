@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from odecore.tableaus import ButcherTableau, check_weights
+
 
 @dataclass(frozen=True, slots=True)
-class ImplicitTableau:
-    """Coefficients of ``k_i = f(t + c_i h, y + h Σ_j a_ij k_j)``, ``y⁺ = y + h Σ_i b_i k_i``.
+class ImplicitTableau(ButcherTableau):
+    """A tableau of an implicit method.
 
     Args:
         a: rows of as many entries as there are stages; zeros above the diagonal if it is
@@ -26,9 +28,6 @@ class ImplicitTableau:
         ValueError: sizes that do not fit, or weights that do not sum to one.
     """
 
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-    order: int
     embedded: tuple[float, ...] = ()
     embedded_order: int = 0
     source: str = ""
@@ -37,21 +36,11 @@ class ImplicitTableau:
         stages = len(self.b)
         if len(self.a) != stages or any(len(row) != stages for row in self.a):
             raise ValueError(f"a={self.a}: give {stages} rows of {stages} entries, as many as weights")
-        for name, weights in (("b", self.b), ("embedded", self.embedded)):
-            if weights and not (len(weights) == stages and math.isclose(math.fsum(weights), 1.0, abs_tol=1e-13)):
-                raise ValueError(f"{name}={weights}: give {stages} weights that sum to one")
+        check_weights("b", self.b, stages)
+        if self.embedded:
+            check_weights("embedded", self.embedded, stages)
         if bool(self.embedded) != (self.embedded_order > 0):
             raise ValueError(f"embedded_order={self.embedded_order}: give it with embedded weights, and only with them")
-
-    @property
-    def c(self) -> tuple[float, ...]:
-        """Stage times: row sums of a."""
-        return tuple(math.fsum(row) for row in self.a)
-
-    @property
-    def stages(self) -> int:
-        """Stages a step."""
-        return len(self.b)
 
     @property
     def diagonal(self) -> bool:

@@ -1,4 +1,4 @@
-"""Butcher tableaux of explicit Runge–Kutta methods, as data that checks itself."""
+"""Butcher tableaux of Runge–Kutta methods as data that checks itself, and the explicit ones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,43 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Tableau:
+class ButcherTableau:
     """Coefficients of ``k_i = f(t + c_i h, y + h Σ_j a_ij k_j)``, ``y⁺ = y + h Σ_i b_i k_i``.
+
+    Args:
+        a: one row a stage.
+        b: weights of the result.
+        order: order of convergence.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int
+
+    @property
+    def c(self) -> tuple[float, ...]:
+        """Stage times: row sums of a."""
+        return tuple(math.fsum(row) for row in self.a)
+
+    @property
+    def stages(self) -> int:
+        """Stages a step."""
+        return len(self.b)
+
+
+def check_weights(name: str, weights: tuple[float, ...], stages: int) -> None:
+    """Check that there is one weight a stage and that all sum to one.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if len(weights) != stages or not math.isclose(math.fsum(weights), 1.0, rel_tol=0, abs_tol=1e-13):
+        raise ValueError(f"{name}={weights}: give {stages} weights that sum to one")
+
+
+@dataclass(frozen=True, slots=True)
+class Tableau(ButcherTableau):
+    """A tableau of an explicit method.
 
     Args:
         a: strictly lower triangle; row i has i entries.
@@ -20,26 +55,12 @@ class Tableau:
         ValueError: sizes that do not fit, or weights that do not sum to one.
     """
 
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-    order: int
     source: str = ""
 
     def __post_init__(self) -> None:
         if len(self.a) != len(self.b) or any(len(row) != i for i, row in enumerate(self.a)):
             raise ValueError(f"a={self.a}: give {len(self.b)} rows, row i with i entries")
-        if not math.isclose(sum(self.b), 1.0, rel_tol=0, abs_tol=1e-14):
-            raise ValueError(f"b={self.b}: the weights must sum to one")
-
-    @property
-    def c(self) -> tuple[float, ...]:
-        """Stage times: row sums of a."""
-        return tuple(math.fsum(row) for row in self.a)
-
-    @property
-    def stages(self) -> int:
-        """Evaluations a step."""
-        return len(self.b)
+        check_weights("b", self.b, self.stages)
 
 
 EULER = Tableau(a=((),), b=(1.0,), order=1, source="Euler 1768")
