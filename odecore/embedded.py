@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from odecore import tableaus
+from odecore import interpolants, tableaus
+from odecore.dense import bootstrapped
+from odecore.interpolants import Interpolant
 from odecore.plan import combine
-from odecore.stepper import Carry, Field, Step, column, send
+from odecore.stepper import Carry, Dense, Field, Step, column, send
 from odecore.tableaus import Tableau
 
 
@@ -21,21 +25,29 @@ class EmbeddedPair:
         tableau: the method that advances the solution.
         embedded: weights of the other method, over the same stages.
         error_order: k, where the difference of the two shrinks as h^k: the lower order plus one.
+        interpolant: dense output of order p - 1 or more; None bootstraps it.
 
     Raises:
         ValueError: weights that do not fit or do not sum to one.
 
     Cost: ``tableau.stages`` evaluations a step, one less where the last stage is the first of the
-        next step.
+        next step. Dense output: the interpolant's extra stages, or as
+        :func:`~odecore.dense.bootstrapped` with the slopes that are stages known.
     """
 
     tableau: Tableau
     embedded: tuple[float, ...]
     error_order: int
+    interpolant: Interpolant | None = None
 
     def __post_init__(self) -> None:
         if len(self.embedded) != self.tableau.stages or abs(sum(self.embedded) - 1.0) > 1e-13:
             raise ValueError(f"embedded={self.embedded}: give {self.tableau.stages} weights that sum to one")
+
+    @property
+    def order(self) -> int:
+        """Order of the method that advances the solution."""
+        return self.tableau.order
 
     @property
     def first_same_as_last(self) -> bool:
@@ -57,7 +69,22 @@ class EmbeddedPair:
         difference = [b - e for b, e in zip(self.tableau.b, self.embedded, strict=True)]
         error = length * combine(difference, slopes)
         handed_on = (slopes[-1],) if self.first_same_as_last else ()
-        return Step(new, handed_on, error, torch.maximum(y.abs(), new.abs()), len(slopes) - len(carry))
+        dense = partial(self._dense, field, t0, t1, y, new, slopes)
+        return Step(new, handed_on, error, torch.maximum(y.abs(), new.abs()), len(slopes) - len(carry), dense=dense)
+
+    def _dense(
+        self, field: Field, t0: Tensor, t1: Tensor, y: Tensor, new: Tensor, slopes: Sequence[Tensor]
+    ) -> Dense:
+        """Combine the stages to a polynomial."""
+        if self.interpolant is None:
+            last = slopes[-1] if self.first_same_as_last else None
+            return bootstrapped(field, t0, t1, y, new, self.order, slopes[0], last)
+        length, stages = column(t1 - t0, y), list(slopes)
+        for c, a in zip(self.interpolant.c, self.interpolant.extra, strict=True):
+            point = torch.addcmul(y, length, combine(a, stages))
+            stages.append(field(point, send(torch.lerp(t0, t1, c), y.device)))
+        terms = [y, *(length * combine(row, stages) for row in self.interpolant.weights)]
+        return Dense(torch.stack(terms, 1), len(self.interpolant.extra))
 
 
 HEUN_EULER = EmbeddedPair(tableaus.HEUN, embedded=(1.0, 0.0), error_order=2)
@@ -66,14 +93,17 @@ BOGACKI_SHAMPINE = EmbeddedPair(tableaus.BOGACKI_SHAMPINE, embedded=(7 / 24, 1 /
 
 DORMAND_PRINCE = EmbeddedPair(
     tableaus.DORMAND_PRINCE, error_order=5,
-    embedded=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40))
+    embedded=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+    interpolant=interpolants.DORMAND_PRINCE)
 
 TSITOURAS = EmbeddedPair(
     tableaus.TSITOURAS, error_order=5,
     embedded=(0.094680755765839458, 0.0091835655403432531, 0.48777052842476157, 1.2342975669304790,
-              -2.7077123499835255, 1.8666284181705870, 1 / 66))
+              -2.7077123499835255, 1.8666284181705870, 1 / 66),
+    interpolant=interpolants.TSITOURAS)
 
 DOP853 = EmbeddedPair(
     tableaus.DOP853, error_order=6,
     embedded=(0.04117368912237389, 0.0, 0.0, 0.0, 0.0, 5.675469339128614, 2.3872768489717506, -7.465581142465571,
-              0.6614932157077935, -0.48634006837553356, 0.11944219431891463, 0.06706592359165889, 0.0))
+              0.6614932157077935, -0.48634006837553356, 0.11944219431891463, 0.06706592359165889, 0.0),
+    interpolant=interpolants.DOP853)

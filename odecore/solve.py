@@ -2,64 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from odecore.batch import HALF, bound, check_states, check_tolerances, rows_of, times_of
 from odecore.control import INTEGRAL, Controller, Memory
-from odecore.problem import bind
-from odecore.stepper import Carry, Field, Step, Stepper, column, send
+from odecore.dense import bootstrapped
+from odecore.record import Pieces, Recorder, StatesAt, Taken, Watch
+from odecore.solution import Solution, SolveError, Status, checked
+from odecore.stepper import Carry, Step, Stepper, column, send
+
+__all__ = ["Norm", "Solution", "SolveError", "Status", "larger_tolerance", "solve", "summed_tolerance"]
 
 Norm = Callable[[Tensor, Tensor, float, float], Tensor]
 """``(error, magnitude, rtol, atol) -> error ratio``, one per sample."""
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-class Status(IntEnum):
-    """How the solution of one sample ended."""
-
-    FINISHED = 0
-    STEP_LIMIT = 1
-    STEP_TOO_SMALL = 2
-    NON_FINITE = 3
-
-
-class Solution(NamedTuple):
-    """What :func:`solve` returns; counts, times and statuses are on the host.
-
-    Attributes:
-        y: last accepted state of each sample; finite.
-        t: time of that state.
-        status: :class:`Status` of each sample.
-        accepted: accepted steps of each sample.
-        rejected: rejected steps of each sample.
-        nfe: evaluations of the field for the batch, whatever the number of samples in each.
-        newton: Newton iterations for the batch.
-        krylov: Krylov iterations for the batch.
-    """
-
-    y: Tensor
-    t: Tensor
-    status: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    nfe: int
-    newton: int = 0
-    krylov: int = 0
-
-
-class SolveError(RuntimeError):
-    """Some samples did not reach the end; ``solution`` holds what was reached."""
-
-    def __init__(self, message: str, solution: Solution) -> None:
-        super().__init__(message)
-        self.solution = solution
 
 
 def summed_tolerance(error: Tensor, magnitude: Tensor, rtol: float, atol: float) -> Tensor:
@@ -87,6 +49,9 @@ def solve(
     controller: Controller = INTEGRAL,
     norm: Norm = summed_tolerance,
     partial: bool = False,
+    ts: Float[Tensor, " times"] | Float[Tensor, "samples times"] | None = None,
+    dense: bool = False,
+    watch: Watch | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Solution:
     """Integrate every sample from t0 to t1 with its own sequence of steps.
@@ -111,6 +76,11 @@ def solve(
         controller: how step sizes follow from errors.
         norm: how the error of a sample is measured.
         partial: return what was reached where a sample fails, with its status, instead of raising.
+        ts: times at which states are wanted, sorted in the direction of integration, for all samples
+            or one row a sample; they do not change the steps. May require a gradient.
+        dense: keep the solution as a function of time, ``Solution.dense``.
+        watch: called with each accepted step, a :class:`~odecore.record.Taken`; may return for each of its
+            rows a time in the step at which the sample stops (nan: it goes on). It ends there as STOPPED.
         callback: called after each attempt with its number and the time that each sample has reached.
 
     Returns:
@@ -122,24 +92,29 @@ def solve(
 
     Cost: one attempt of the stepper for each step of the slowest sample, and for each attempt one
         host synchronisation, which fetches the error ratios; times and decisions live on the host.
+        The interpolant of a step costs what its method says (:func:`~odecore.dense.bootstrapped` if it
+        has none), once for each attempt in which a sample passes one of ``ts`` between its steps, or
+        for each that is accepted if ``dense``; memory as :class:`~odecore.dense.DenseSolution`.
 
     Source: Hairer, Nørsett & Wanner 1993, Solving ordinary differential equations I, section II.4;
         per-sample steps as in torchode, Lienen & Günnemann 2022, arXiv:2210.12375.
     """
-    samples = _check(y0, rtol, atol, args, first_step, max_steps)
-    t, end = _times("t0", t0, samples), _times("t1", t1, samples)
-    direction = torch.sign(end - t)
-    length = (end - t).abs()
+    samples = check_states(y0, args)
+    check_tolerances(rtol, atol)
+    _check(first_step, max_steps)
+    begin, end = times_of("t0", t0, samples), times_of("t1", t1, samples)
+    result = y0.float() if y0.dtype in HALF else y0
+    recorder = _recorder(ts, dense, watch, begin, end, result)
+    t, direction, length = begin.clone(), torch.sign(end - begin), (end - begin).abs()
     h = length * 0.01 if first_step is None else torch.full_like(t, float(first_step))
     memory = controller.start(samples)
     status = torch.full((samples,), -1)
     accepted, rejected = torch.zeros_like(status), torch.zeros_like(status)
     status[direction == 0] = Status.FINISHED
 
-    result = y0.float() if y0.dtype in _HALF else y0
     rows = (status < 0).nonzero().squeeze(1)  # the samples that still run; what follows has one row for each
-    y = result if len(rows) == samples else result.index_select(0, send(rows, result.device))
-    active, nfe, newton, krylov = _bind(field, args, rows, samples, y0.dtype), 0, 0, 0
+    y, *left_args = (result, *args) if len(rows) == samples else rows_of((result, *args), rows)
+    active, nfe, newton, krylov = bound(field, tuple(left_args), y0.dtype), 0, 0, 0
     carry: Carry = ()
     if len(rows):
         carry, nfe = stepper.start(active, t[rows], y)
@@ -160,11 +135,21 @@ def solve(
         t[rows] = torch.where(good, target, now)
         accepted[rows] += good
         rejected[rows] += ~good
-        y, carry = _select(good, step, y, carry)
         status[rows[good & last]] = Status.FINISHED
         # Below some rounding units of t a step no longer moves it; near t = 0 the interval sets the limit.
         stuck = ~good & (h[rows] <= 16 * torch.finfo(torch.float64).eps * now.abs() + 1e-20 * length[rows])
-        status[rows[stuck]] = torch.where(torch.isfinite(ratio[stuck]), Status.STEP_TOO_SMALL, Status.NON_FINITE)
+        if bool(stuck.any()):
+            status[rows[stuck]] = _causes(step, ratio)[stuck]
+        before = y
+        y, carry = _select(good, step, y, carry)
+        if recorder is not None and bool(good.any()):
+            make = step.dense or functools.partial(bootstrapped, active, now, target, before, step.y, stepper.order)
+            taken = Taken.of(rows, good, now, target, before, step.y, make)
+            stop = recorder.add(taken)
+            nfe += taken.nfe
+            if stop is not None:
+                t[taken.rows], status[taken.rows[stop.stopped]] = stop.t, int(Status.STOPPED)
+                y = y.index_copy(0, send(good.nonzero().squeeze(1), y.device), stop.y)
         if callback is not None:
             callback(attempt, t.clone())
 
@@ -172,36 +157,26 @@ def solve(
         if not bool(running.all()):
             ended, left = ((~running).nonzero().squeeze(1), running.nonzero().squeeze(1))
             result = result.index_copy(0, send(rows[ended], y.device), y.index_select(0, send(ended, y.device)))
-            y, carry = (y.index_select(0, send(left, y.device)),
-                        tuple(c.index_select(0, send(left, c.device)) for c in carry))
-            rows = rows[left]
-            active = _bind(field, args, rows, samples, y0.dtype)
+            y, *carried = rows_of((y, *carry), left)
+            rows, carry = rows[left], tuple(carried)
+            active = bound(field, rows_of(args, rows), y0.dtype)
     if len(rows):
         status[rows] = Status.STEP_LIMIT
         result = result.index_copy(0, send(rows, y.device), y)
-    solution = Solution(result.to(y0.dtype), t, status, accepted, rejected, nfe, newton, krylov)
-    if not partial and bool((status != Status.FINISHED).any()):
-        raise SolveError(_complaint(solution, max_steps), solution)
-    return solution
+    return checked(Solution(
+        result.to(y0.dtype), t, status, accepted, rejected, nfe, newton, krylov,
+        None if recorder is None or recorder.states is None else recorder.states.result(y0.dtype),
+        None if recorder is None or recorder.pieces is None else recorder.pieces.result(begin, t, result, y0.dtype),
+    ), partial, max_steps)
 
 
-def _bind(
-    field: Callable[..., Tensor], args: tuple[Tensor, ...], rows: Tensor, samples: int, dtype: torch.dtype
-) -> Field:
-    """The field of the samples ``rows``, in the dtype that the caller gave the state in."""
-    chosen = args if len(rows) == samples else tuple(a.index_select(0, send(rows, a.device)) for a in args)
-
-    def change(part: Callable[..., Tensor]) -> Field:
-        def bound(y: Tensor, t: Tensor) -> Tensor:
-            value = part(y.to(dtype), t, *chosen)
-            if value.shape != y.shape:
-                raise ValueError(f"field returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: "
-                                 "they must be the same")
-            return value.to(y.dtype)
-
-        return bound
-
-    return bind(field, change)
+def _recorder(
+    ts: Tensor | None, dense: bool, watch: Watch | None, begin: Tensor, end: Tensor, y0: Tensor
+) -> Recorder | None:
+    """What follows the steps, if anything has to."""
+    if ts is None and not dense and watch is None:
+        return None
+    return Recorder(None if ts is None else StatesAt(ts, begin, end, y0), Pieces() if dense else None, watch)
 
 
 def _error_ratio(step: Step, norm: Norm, rtol: float, atol: float) -> Tensor:
@@ -231,44 +206,18 @@ def _root_mean_square(error: Tensor, tolerance: Tensor) -> Tensor:
     return scaled.square().reshape(len(error), -1).mean(1).sqrt()
 
 
-def _times(name: str, value: float | Tensor, samples: int) -> Tensor:
-    times = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
-    if times.ndim > 1 or (times.ndim == 1 and len(times) != samples):
-        raise ValueError(f"{name} has shape {tuple(times.shape)}: give one time, or {samples} of them")
-    if not bool(torch.isfinite(times).all()):
-        raise ValueError(f"{name}={times.tolist()}: all times must be finite")
-    return times.expand(samples).clone()
+def _causes(step: Step, ratio: Tensor) -> Tensor:
+    """Why each sample's step was rejected; waits for the device, so it is asked only where samples are given up."""
+    def anywhere(flags: Tensor) -> Tensor:
+        return flags.reshape(len(flags), -1).any(1).cpu()
+
+    unfinished = anywhere(torch.isinf(step.error)) & ~anywhere(~torch.isfinite(step.y))
+    failed = torch.where(unfinished, int(Status.NOT_CONVERGED), int(Status.NON_FINITE))
+    return torch.where(torch.isfinite(ratio), int(Status.STEP_TOO_SMALL), failed)
 
 
-def _check(
-    y0: Tensor, rtol: float, atol: float, args: tuple[Tensor, ...], first_step: float | None, max_steps: Any
-) -> int:
-    if not (y0.is_floating_point() or y0.is_complex()) or y0.ndim < 1:
-        raise ValueError(f"y0 has dtype {y0.dtype} and shape {tuple(y0.shape)}: give floating-point or complex states "
-                         "of shape (samples, …)")
-    if not bool(torch.isfinite(y0).all()):
-        raise ValueError("y0 holds non-finite values: give finite states")
-    if not (0 <= rtol < math.inf and 0 <= atol < math.inf and rtol + atol > 0):
-        raise ValueError(f"rtol={rtol}, atol={atol}: give finite tolerances, not negative and not both zero")
-    for index, tensor in enumerate(args):
-        if tensor.ndim < 1 or len(tensor) != len(y0):
-            raise ValueError(f"args[{index}] has shape {tuple(tensor.shape)}: give one row for each of {len(y0)} "
-                             "samples")
+def _check(first_step: float | None, max_steps: Any) -> None:
     if first_step is not None and not 0 < first_step < math.inf:
         raise ValueError(f"first_step={first_step}: give a length above 0, whatever the direction")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps={max_steps!r}: give a whole number, at least 1")
-    return len(y0)
-
-
-def _complaint(solution: Solution, max_steps: int) -> str:
-    remedies = {Status.STEP_LIMIT: f"reached the limit of {max_steps} steps (raise max_steps or the tolerances)",
-                Status.STEP_TOO_SMALL: "need steps below rounding (raise the tolerances)",
-                Status.NON_FINITE: "met non-finite values of the field (check the field at the times in solution.t)"}
-    parts = []
-    for status, text in remedies.items():
-        where = (solution.status == status).nonzero().squeeze(1).tolist()
-        if where:
-            parts.append(f"{len(where)} of {len(solution.status)} samples {text}, the first being sample {where[0]} at "
-                         f"t={float(solution.t[where[0]]):.6g}")
-    return "; ".join(parts) + "; partial=True returns what was reached"

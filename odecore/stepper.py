@@ -38,7 +38,8 @@ class Step(NamedTuple):
         nfe: evaluations of the field.
         newton: Newton iterations, summed over the stages.
         krylov: Krylov iterations, summed over the linear solves.
-        dense: makes the dense output of the step when called; None if there is none.
+        dense: makes the dense output of the step when called, which may cost evaluations; None if the
+            method has none of its own (see :func:`odecore.dense.bootstrapped`).
     """
 
     y: Tensor
@@ -55,8 +56,13 @@ class Stepper(Protocol):
     """A one-step method with an error estimate.
 
     Attributes:
-        error_order: k, where the error estimate shrinks as h^k.
+        order: p, the order of convergence.
+        error_order: k, where the error estimate shrinks as h^k; 0 if there is none.
     """
+
+    @property
+    def order(self) -> int:
+        """The order of convergence."""
 
     @property
     def error_order(self) -> int:
