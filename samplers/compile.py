@@ -14,7 +14,7 @@ from samplers.grids import Grid
 from samplers.registry import grid_named, solver_named
 from samplers.solver import AdaptiveSolver, Path, Solver
 from scoremodels.prediction import PREDICTIONS
-from scoremodels.schedule import EDM, VE, NoiseSchedule, RectifiedFlow
+from scoremodels.schedule import EDM, VE, NoiseSchedule
 
 
 def compile_plan(
@@ -67,12 +67,12 @@ def compile_plan(
 def usual_grid(solver: Solver, schedule: NoiseSchedule) -> str:
     """The grid that a solver takes unless another is asked for.
 
-    Models in σ are published with Karras times and flows with even ones; on a variance-preserving
-    schedule each solver keeps the grid of its own paper.
+    Models in σ are published with Karras times, except that third-order extrapolation of the data
+    is at odds with their wide first steps, and takes steps of equal log-SNR. On any other schedule
+    each solver keeps the grid of its own paper: on flows too, for even times leave the last tenth
+    of the noise to a single step.
     """
-    if isinstance(schedule, EDM | VE):
-        return "karras"
-    return "time" if isinstance(schedule, RectifiedFlow) else solver.grid
+    return solver.sigma_grid if isinstance(schedule, EDM | VE) else solver.grid
 
 
 def _resolve_grid(

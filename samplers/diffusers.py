@@ -34,7 +34,7 @@ from samplers.variables import VARIABLES
 from scoremodels.diffusers_config import schedule_from_diffusers
 
 _OWN_STAGES = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s", "edm-heun")
-"""Solvers that, with exact weights, place stages between the times of their grid."""
+"""Solvers that, unless with published weights, place stages between the times of their grid."""
 
 
 class FewStepScheduler(SchedulerMixin, ConfigMixin):
@@ -49,10 +49,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         solver: a name out of :data:`samplers.registry.SOLVERS`, except the adaptive ones.
-        weights: "exact" quadrature, or what DPM-Solver's other implementations use: "midpoint" or "heun"
-            (diffusers' ``solver_type``), with singlestep stages on the points of the grid.
+        weights: None for the solver's own, "exact" for exact quadrature, or what DPM-Solver's other implementations
+            use: "midpoint" or "heun" (diffusers' ``solver_type``), with singlestep stages on the points of the grid.
         lower_order_final: whether published multistep solvers lower their order over the last two of fewer than 15
-            steps, and singlestep ones spend what whole steps leave over. No effect with exact weights.
+            steps, and singlestep ones spend what whole steps leave over. No effect on other weights.
         grid: a name out of :data:`samplers.registry.GRIDS`; None for the spacing of the model's config.
         final_sigmas_type: "zero" to end without noise, "sigma_min" to end at the least noise of training.
         conventions: the diffusers scheduler that the model's config was written for. It decides the family of
@@ -88,7 +88,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         solver: str = "dpm-solver++-2m",
-        weights: str = "exact",
+        weights: str | None = None,
         lower_order_final: bool = True,
         grid: str | None = None,
         final_sigmas_type: str = "zero",
@@ -300,9 +300,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             assert nfe is not None
             grid = config.grid if config.grid is not None else spacing(config, mu)
             return compile_plan(self._solver, self.schedule, nfe=nfe, grid=grid, prediction=prediction, end=end)
-        if config.weights == "exact" and config.solver in _OWN_STAGES:
-            raise ValueError(f"solver={config.solver!r} with exact weights places its own stages between times, so it "
-                             "takes no custom timesteps or sigmas: choose weights='midpoint', or a multistep solver")
+        if config.weights in (None, "exact") and config.solver in _OWN_STAGES:
+            raise ValueError(f"solver={config.solver!r} with weights={config.weights!r} places its own stages between "
+                             "times, so it takes no custom timesteps or sigmas: choose weights='midpoint', or a "
+                             "multistep solver")
         if custom.ndim != 1 or len(custom) == 0:
             raise ValueError(f"the times given have shape {custom.shape}: give at least one, in one dimension")
         last = self.schedule.t_clean if end == "clean" else self.schedule.t_min
@@ -327,7 +328,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         rows = self.plan.rows
         if begin > 0:
             variable = VARIABLES[self._solver.variable](self.schedule, self._plan_prediction)
-            rule = RULES["exact" if self.config.weights == "exact" else f"multistep-{self.config.weights}"]
+            rule = RULES[self._solver.rule.replace("singlestep", "multistep")]
             rows = (*rows[:begin], *restart(rows, begin, variable, rule))
         if not self.config.thresholding:
             return Run(rows, begin, self.plan.depth)

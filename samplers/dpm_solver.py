@@ -1,13 +1,16 @@
 """DPM-Solver and DPM-Solver++: exponential schemes over log-SNR, singlestep and multistep.
 
-The plain formulas are exact quadratures of a polynomial through the predictions. The published
-weights differ in places; they are rules of their own here, for whoever must match other code.
+A rule turns the predictions of a step into its weights. Exact quadrature of the polynomial through
+them is the plain one. The second-order multistep solvers take the published "midpoint" weights: with
+few evaluations they err less, on the embedded models by a sixth to a half. The other published rules
+err more than exact quadrature there, and stand here for whoever must match other code.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from odecore.phi import exponential_weights
@@ -121,17 +124,34 @@ def _singlestep(
     return exponential_singlestep(chosen, steps, rule=RULES[rule]), times
 
 
-def _family(name: str, kind: str, variable: str, order: int, grid: str, source: str) -> Solver:
+def with_rule(solver: Solver, rule: str) -> Solver:
+    """Build a solver of this family with the weights of another rule.
+
+    Raises:
+        ValueError: an unknown rule, or a solver of another family.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r} is unknown: choose one of {', '.join(RULES)}")
+    if solver.name not in FAMILY:
+        raise ValueError(f"solver={solver.name!r} has no rule to choose: take one of {', '.join(FAMILY)}")
+    return replace(solver, rule=rule, build=partial(solver.build, rule=rule))
+
+
+def _family(name: str, kind: str, variable: str, order: int, source: str) -> Solver:
     build = {"singlestep": _singlestep, "multistep": _multistep}[kind]
     end = "minimum" if variable == "noise" else "clean"
-    return Solver(name, order, partial(build, variable=variable, order=order), variable, grid, end, source=source)
+    rule = "multistep-midpoint" if kind == "multistep" and order == 2 else "exact"
+    sigma_grid = "log-snr" if kind == "multistep" and variable == "data" and order == 3 else "karras"
+    return Solver(name, order, partial(build, variable=variable, order=order, rule=rule), variable, "log-snr", end,
+                  sigma_grid, rule, source=source)
 
 
 _LU = "Lu et al. 2022, arXiv:2206.00927"
 _LU_PLUS = "Lu et al. 2022, arXiv:2211.01095"
-SINGLESTEP = tuple(_family(f"dpm-solver-{k}", "singlestep", "noise", k, "log-snr", _LU) for k in (1, 2, 3))
-MULTISTEP = tuple(_family(f"dpm-solver-{k}m", "multistep", "noise", k, "log-snr", _LU) for k in (2, 3))
+SINGLESTEP = tuple(_family(f"dpm-solver-{k}", "singlestep", "noise", k, _LU) for k in (1, 2, 3))
+MULTISTEP = tuple(_family(f"dpm-solver-{k}m", "multistep", "noise", k, _LU) for k in (2, 3))
 PLUS_PLUS = (
-    _family("dpm-solver++-2s", "singlestep", "data", 2, "log-snr", _LU_PLUS),
-    *(_family(f"dpm-solver++-{k}m", "multistep", "data", k, "log-snr", _LU_PLUS) for k in (2, 3)),
+    _family("dpm-solver++-2s", "singlestep", "data", 2, _LU_PLUS),
+    *(_family(f"dpm-solver++-{k}m", "multistep", "data", k, _LU_PLUS) for k in (2, 3)),
 )
+FAMILY = frozenset(solver.name for solver in (*SINGLESTEP, *MULTISTEP, *PLUS_PLUS))

@@ -1,8 +1,9 @@
 """DPM-Solver as other libraries publish it: weights, orders and stages, for whoever must match them.
 
-The differences from the solvers of :mod:`samplers.dpm_solver` are small and deliberate: a first
-difference may be weighed by half the zeroth moment ("midpoint"), a second one by half its exact
-weight, and singlestep stages lie on the points of the grid, one point an evaluation.
+The differences from the solvers of :mod:`samplers.dpm_solver` are small and deliberate: the second
+difference of the third-order multistep solver has half its exact weight, a singlestep solver may
+weigh a first difference by half the zeroth moment ("midpoint"), and its stages lie on the points of
+the grid, one point an evaluation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import partial
 
 from odecore.plan import Row
 from odecore.schemes import exponential_multistep, exponential_singlestep
-from samplers.dpm_solver import RULES, TAPER_BELOW, multistep_orders
+from samplers.dpm_solver import FAMILY, RULES, TAPER_BELOW, multistep_orders, with_rule
 from samplers.registry import solver_named
 from samplers.solver import Path, Solver
 
@@ -45,7 +46,8 @@ def published_multistep(
     build = partial(_multistep, variable=variable, order=order, rule=f"multistep-{weights}",
                     taper_below=TAPER_BELOW if lower_order_final else 0, euler_at_final=euler_at_final)
     return Solver(f"published-multistep-{variable}-{order}", order, build, variable, grid="linspace",
-                  end="clean" if variable == "data" else "minimum", source=_SOURCE.format("Multistep"))
+                  end="clean" if variable == "data" else "minimum", rule=f"multistep-{weights}",
+                  source=_SOURCE.format("Multistep"))
 
 
 def published_singlestep(
@@ -69,7 +71,8 @@ def published_singlestep(
     build = partial(_singlestep_on_grid, variable=variable, order=order, weights=weights,
                     lower_order_final=lower_order_final)
     return Solver(f"published-singlestep-{variable}-{order}", order, build, variable, grid="linspace",
-                  end="clean" if variable == "data" else "minimum", source=_SOURCE.format("Singlestep"))
+                  end="clean" if variable == "data" else "minimum", rule=_singlestep_rule(weights),
+                  source=_SOURCE.format("Singlestep"))
 
 
 _MAKERS: dict[str, tuple[Callable[..., Solver], str, int]] = {
@@ -80,12 +83,12 @@ _MAKERS: dict[str, tuple[Callable[..., Solver], str, int]] = {
 }
 
 
-def solver_with_weights(name: str, weights: str, *, lower_order_final: bool = True) -> Solver:
+def solver_with_weights(name: str, weights: str | None, *, lower_order_final: bool = True) -> Solver:
     """Look a fixed-grid solver up by name, with the weights that are asked for.
 
     Args:
         name: a name out of :data:`samplers.registry.SOLVERS`.
-        weights: "exact" for the solver as it is, or one of ``WEIGHTS``.
+        weights: None for the solver as it is, "exact" for exact quadrature in its place, or one of ``WEIGHTS``.
         lower_order_final: passed on to a published solver.
 
     Raises:
@@ -94,8 +97,10 @@ def solver_with_weights(name: str, weights: str, *, lower_order_final: bool = Tr
     solver = solver_named(name)
     if not isinstance(solver, Solver):
         raise ValueError(f"solver={name!r} chooses its own steps, which a scheduler cannot: choose another")
-    if weights == "exact":
+    if weights is None:
         return solver
+    if weights == "exact":
+        return with_rule(solver, "exact") if name in FAMILY else solver
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights!r}: choose 'exact', {' or '.join(map(repr, WEIGHTS))}")
     if name not in _MAKERS:
@@ -157,6 +162,9 @@ def _singlestep_on_grid(
         nfe, order, lower_order_final=lower_order_final, zero_end=math.isinf(nodes[-1].clock))
     ends = [sum(orders[: i + 1]) for i in range(len(orders))]
     steps = [nodes[end - k: end + 1] for k, end in zip(orders, ends, strict=True)]
-    # The third-order "heun" update is the exact quadrature of its three predictions.
-    rule = RULES["singlestep-midpoint" if weights == "midpoint" else "exact"]
-    return exponential_singlestep(chosen, steps, rule=rule), times
+    return exponential_singlestep(chosen, steps, rule=RULES[_singlestep_rule(weights)]), times
+
+
+def _singlestep_rule(weights: str) -> str:
+    """The third-order "heun" update is the exact quadrature of its three predictions."""
+    return "singlestep-midpoint" if weights == "midpoint" else "exact"

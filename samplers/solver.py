@@ -66,6 +66,8 @@ class Solver:
         variable: "data", "noise" or "plain"; what it interpolates.
         grid: name of its usual grid on variance-preserving schedules.
         end: "clean" or "minimum"; where it usually ends.
+        sigma_grid: name of its usual grid on schedules in σ (EDM, VE).
+        rule: the quadrature of its predictions, a name out of :data:`samplers.dpm_solver.RULES`.
         least_nfe: fewest evaluations that it can spend.
         stochastic: whether its rows add noise.
         source: the paper.
@@ -77,6 +79,8 @@ class Solver:
     variable: str
     grid: str = "log-snr"
     end: str = "clean"
+    sigma_grid: str = "karras"
+    rule: str = "exact"
     least_nfe: int = 1
     stochastic: bool = False
     source: str = ""

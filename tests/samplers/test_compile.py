@@ -10,9 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odecore.plan import Plan, execute
-from samplers import GRIDS, SOLVERS, Solver, compile_plan
-from samplers.dpm_solver import multistep_orders, singlestep_orders
+from eval.trajectory import reference_solution, rms
+from odecore.plan import Plan, Row, execute
+from samplers import GRIDS, SOLVERS, Solver, compile_plan, sample
+from samplers.ddim import DDIM
+from samplers.dpm_solver import PLUS_PLUS, multistep_orders, singlestep_orders, with_rule
+from samplers.registry import solver_named
+from scoremodels.loaders import load
 from scoremodels.schedule import EDM, VE, ContinuousVP, DiscreteVP, RectifiedFlow
 
 PLANNED = [name for name, solver in SOLVERS.items() if isinstance(solver, Solver)]
@@ -134,3 +138,44 @@ def test_grids_run_from_the_noisiest_time_to_the_end() -> None:
             times = GRIDS[name](schedule, 6, schedule.t_clean)
             assert len(times) == 7 and times[0] == schedule.t_max and times[-1] == schedule.t_clean
             assert np.all(np.diff(times) < 0)
+
+
+@pytest.mark.parametrize(("name", "rule"), [
+    ("dpm-solver++-2m", "multistep-midpoint"), ("dpm-solver-2m", "multistep-midpoint"), ("dpm-solver++-3m", "exact"),
+    ("dpm-solver-3", "exact"), ("dpm-solver++-2s", "exact")])
+def test_second_order_multistep_solvers_take_the_published_weights_and_all_others_exact_quadrature(
+    name: str, rule: str
+) -> None:
+    def rows(solver: Solver) -> tuple[Row, ...]:
+        return compile_plan(solver, EDM(), nfe=6).rows
+
+    solver = solver_named(name)
+    assert isinstance(solver, Solver) and solver.rule == rule
+    assert rows(solver) == rows(with_rule(solver, rule))
+    assert (rows(solver) == rows(with_rule(solver, "exact"))) == (rule == "exact")
+
+
+@pytest.mark.parametrize(("solver", "rule", "match"), [
+    (DDIM, "exact", "'ddim' has no rule"), (PLUS_PLUS[0], "trapezoid", "'trapezoid' is unknown")])
+def test_rules_that_do_not_exist_are_refused(solver: Solver, rule: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        with_rule(solver, rule)
+
+
+@pytest.mark.parametrize("nfe", (5, 10))
+def test_the_published_weights_err_less_than_exact_ones_with_few_evaluations(nfe: int) -> None:
+    model = load("fashion-mnist-edm")
+    condition = torch.arange(8)
+    reference = reference_solution(model, num=8, condition=condition, nfe=64).end_points[model.schedule.t_clean]
+
+    def error(solver: Solver) -> float:
+        return rms(sample(model, num=8, solver=solver, nfe=nfe, condition=condition).samples - reference)
+
+    usual = solver_named("dpm-solver++-2m")
+    assert isinstance(usual, Solver)
+    assert error(usual) < 0.9 * error(with_rule(usual, "exact"))
+
+
+def test_third_order_extrapolation_of_the_data_takes_log_snr_times_on_edm_schedules() -> None:
+    grids = {name: compile_plan(name, EDM(), nfe=6).about["grid"] for name in ("dpm-solver++-3m", "dpm-solver++-2m")}
+    assert grids == {"dpm-solver++-3m": "log-snr", "dpm-solver++-2m": "karras"}

@@ -20,6 +20,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -203,6 +204,30 @@ def test_image_to_image_spends_its_share_of_the_evaluations(tmp_path: Path, solv
                   generator=torch.Generator().manual_seed(0)).images
     assert calls.count == 6
     assert torch.isfinite(torch.as_tensor(images)).all()
+
+
+@pytest.mark.parametrize("strength", (1.0, 0.6))
+def test_inpainting_equals_diffusers_multistep_and_keeps_what_is_not_masked(tmp_path: Path, strength: float) -> None:
+    pipe = StableDiffusionInpaintPipeline(**stable_diffusion_parts(tmp_path), scheduler=stable_diffusion_scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    calls = Calls(pipe.unet)
+    image, mask = torch.rand(1, 3, 8, 8), torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1.0
+
+    def run(mask: Tensor) -> Tensor:
+        return pipe("a bag", image=image, mask_image=mask, height=8, width=8, strength=strength, guidance_scale=5.0,
+                    num_inference_steps=10, output_type="latent", generator=torch.Generator().manual_seed(0)).images
+
+    theirs = run(mask)
+    pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config, weights="midpoint")
+    calls.count = 0
+    ours = run(mask)
+    assert calls.count == round(10 * strength)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    kept = run(torch.zeros_like(mask))  # nothing is masked: the image's own latents come back
+    assert torch.equal(ours[..., 4:], kept[..., 4:])
+    assert not torch.allclose(ours[..., :4], kept[..., :4])
 
 
 def test_a_saved_pipeline_reloads_in_a_fresh_process_and_gives_the_same_images(tmp_path: Path) -> None:
