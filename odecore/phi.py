@@ -58,6 +58,23 @@ def phi(k: int, z: Number) -> Number:
     if not isinstance(z, Tensor):
         kind = torch.complex128 if isinstance(z, complex) else torch.float64
         return phi(k, torch.tensor(z, dtype=kind)).item()
+    return phis(k, z)[k].to(z.dtype)
+
+
+def phis(k: int, z: Tensor) -> tuple[Tensor, ...]:
+    """Evaluate ``φ_0(z), …, φ_k(z)`` elementwise, for little more than φ_k alone.
+
+    Args:
+        k: highest order, at least 0.
+        z: tensor of any size.
+
+    Returns:
+        Tensors of the shape of ``z``, in double precision, as exact as those of :func:`phi`.
+
+    Raises:
+        ValueError: k is negative or no integer.
+    """
+    _check_order(k)
     wide = z.to(_wide(z))
     # The branch that is not taken gets a harmless argument, so that no gradient turns NaN.
     levels = max(4, math.ceil(math.log2(2 * k + 1)))
@@ -65,7 +82,7 @@ def phi(k: int, z: Number) -> Number:
     inside = _doubled(k, torch.where(near, wide, torch.zeros_like(wide)) / 2.0**levels, levels, torch.mul,
                       torch.ones_like(wide))
     outside = _recurred(k, torch.where(near, torch.full_like(wide, 2.0**levels), wide))
-    return torch.where(near, inside, outside).to(z.dtype)
+    return tuple(torch.where(near, one, other) for one, other in zip(inside, outside, strict=True))
 
 
 def phi_dense(k: int, A: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:  # noqa: N803
@@ -87,6 +104,19 @@ def phi_dense(k: int, A: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*bat
     Source: Al-Mohy & Higham 2011, doi:10.1137/100788860; Skaflestad & Wright 2009,
         doi:10.1016/j.apnum.2008.02.009.
     """
+    return phis_dense(k, A)[k].to(A.dtype)
+
+
+def phis_dense(k: int, A: Inexact[Tensor, "*batch n n"]) -> tuple[Tensor, ...]:  # noqa: N803
+    """Evaluate ``φ_0(A), …, φ_k(A)`` in double precision, for little more than ``phi_dense(k, A)`` alone.
+
+    Args:
+        k: highest order, at least 0.
+        A: real or complex matrices of shape (..., n, n).
+
+    Raises:
+        ValueError: k is negative or no integer, or ``A`` is not finite or not square.
+    """
     _check_order(k)
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"A has shape {tuple(A.shape)}: give square matrices")
@@ -96,7 +126,7 @@ def phi_dense(k: int, A: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*bat
         raise ValueError("A holds non-finite values: give finite matrices")
     levels = max(0, math.ceil(math.log2(norm))) if norm > 0 else 0
     identity = torch.eye(A.shape[-1], dtype=wide.dtype, device=A.device).expand_as(wide)
-    return _doubled(k, wide / 2.0**levels, levels, torch.matmul, identity).to(A.dtype)
+    return tuple(_doubled(k, wide / 2.0**levels, levels, torch.matmul, identity))
 
 
 def moments(h: float, rate: Rate, count: int) -> tuple[Rate, ...]:
@@ -225,8 +255,9 @@ def _gauss_legendre() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return (points + 1.0) / 2.0, weights / 2.0
 
 
-def _doubled(k: int, z: Tensor, levels: int, product: Callable[[Tensor, Tensor], Tensor], one: Tensor) -> Tensor:
-    """``φ_k(2^levels z)`` for |z| ≤ 1 by Taylor series and doubling.
+def _doubled(k: int, z: Tensor, levels: int, product: Callable[[Tensor, Tensor], Tensor],
+             one: Tensor) -> list[Tensor]:
+    """``φ_0, …, φ_k`` at ``2^levels z`` for |z| ≤ 1 by Taylor series and doubling.
 
     ``φ_j(2z) = 2^{-j} (φ_0(z) φ_j(z) + Σ_{i=1..j} φ_i(z)/(j-i)!)``: for real z all terms are positive.
     """
@@ -239,15 +270,15 @@ def _doubled(k: int, z: Tensor, levels: int, product: Callable[[Tensor, Tensor],
     for _ in range(levels):
         values = [2.0**-j * sum((values[i] / math.factorial(j - i) for i in range(1, j + 1)),
                                 start=product(values[0], values[j])) for j in range(k + 1)]
-    return values[k]
+    return values
 
 
-def _recurred(k: int, z: Tensor) -> Tensor:
-    """``φ_k(z)`` by forward recurrence, for |z| well above k."""
-    value = torch.exp(z)
+def _recurred(k: int, z: Tensor) -> list[Tensor]:
+    """``φ_0(z), …, φ_k(z)`` by forward recurrence, for |z| well above k."""
+    values = [torch.exp(z)]
     for j in range(k):
-        value = (value - 1.0 / math.factorial(j)) / z
-    return value
+        values.append((values[-1] - 1.0 / math.factorial(j)) / z)
+    return values
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

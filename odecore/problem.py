@@ -7,12 +7,16 @@ problem too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from odecore.linear import Functions
+    from odecore.phi_sums import PhiSum
 
 RightHandSide = Callable[..., Tensor]
 """``(y, t, *args) -> value`` of the shape of y."""
@@ -105,13 +109,19 @@ class Separable:
 
 
 class Linear(Protocol):
-    """A linear operator L that knows the φ-functions of its multiples."""
+    """A linear operator L that knows the functions of its multiples: one of :mod:`odecore.linear`."""
 
     def apply(self, y: Tensor) -> Tensor:
         """``L y`` for states of shape (samples, …)."""
 
     def phi(self, order: int, h: Tensor, y: Tensor) -> Tensor:
         """``φ_order(h L) y`` with one h a sample, of shape (samples,), float64, on the host; φ_0 is the exponential."""
+
+    def functions(self, sums: Sequence[PhiSum], h: Tensor, like: Tensor) -> Functions:
+        """``f(h L)`` for sums of φ-functions f, of states like the one given."""
+
+    def resolvent(self, h: Tensor, y: Tensor) -> Tensor:
+        """``(I - h L)^{-1} y`` with one h a sample."""
 
 
 @runtime_checkable
