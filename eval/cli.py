@@ -35,7 +35,7 @@ from eval.sweep import Cell, Measurement, Sampling, measure, plan_cells, solve_r
 from eval.trajectory import fingerprint
 from odecore.plan import Registers, Row
 from samplers import GRIDS, SOLVERS, AdaptiveSolver, sample
-from scoremodels.loaders import available, load
+from scoremodels.loaders import available, load, model_folder
 
 app = typer.Typer(name="fewstep", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
                   pretty_exceptions_enable=False, help="Sample diffusion and flow models in few network evaluations.")
@@ -269,13 +269,8 @@ def _report(
 
 def _card(model: str) -> Path | None:
     """The model card, beside the weights of a folder or of an embedded model."""
-    import scoremodels
-
-    embedded = Path(next(iter(scoremodels.__path__))) / "pretrained" / model
-    for folder in (embedded, Path(model)):
-        if (folder / "README.md").is_file():
-            return folder / "README.md"
-    return None
+    card = model_folder(model) / "README.md"
+    return card if card.is_file() else None
 
 
 def _summary(m: Measurement, extractor: FeatureExtractor | None) -> str:

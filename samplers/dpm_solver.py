@@ -9,7 +9,7 @@ err more than exact quadrature there, and stand here for whoever must match othe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -134,7 +134,8 @@ def with_rule(solver: Solver, rule: str) -> Solver:
         raise ValueError(f"rule={rule!r} is unknown: choose one of {', '.join(RULES)}")
     if solver.name not in FAMILY:
         raise ValueError(f"solver={solver.name!r} has no rule to choose: take one of {', '.join(FAMILY)}")
-    return replace(solver, rule=rule, build=partial(solver.build, rule=rule))
+    build: Callable[..., tuple[tuple[Row, ...], list[float]]] = solver.build
+    return replace(solver, rule=rule, build=partial(build, rule=rule))
 
 
 def _family(name: str, kind: str, variable: str, order: int, source: str) -> Solver:

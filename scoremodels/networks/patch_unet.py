@@ -66,15 +66,12 @@ class PatchUNet(nn.Module):
     of 4, a noise level ``c`` of shape (B,) of order one (say, log σ / 4), and labels (B,).
     """
 
-    frequencies: Tensor
-
     def __init__(self, channels: int = 1, width: int = 64, width_inner: int = 128, blocks: int = 3,
                  classes: int = 0) -> None:
         super().__init__()
         self.config = dict(channels=channels, width=width, width_inner=width_inner, blocks=blocks, classes=classes)
         self.classes = classes
         width_embedding = 2 * width_inner
-        self.register_buffer("frequencies", math.pi * torch.logspace(-1, 6, width // 2, base=2.0), persistent=False)
         self.embed_noise = nn.Linear(width, width_embedding)
         self.embed_label = nn.Embedding(classes + 1, width_embedding) if classes else None
         self.embed_out = nn.Linear(width_embedding, width_embedding)
@@ -91,8 +88,12 @@ class PatchUNet(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
-        phase = c[:, None].to(x.dtype) * self.frequencies.to(x.dtype)
-        embedding = self.embed_noise(torch.cat([phase.sin(), phase.cos()], dim=1))
+        # Not a buffer: half precision would round it, and phases of up to 2⁶ π with it.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        count = self.embed_noise.in_features // 2
+        frequencies = math.pi * torch.logspace(-1, 6, count, 2.0, dtype=dtype, device=x.device)
+        phase = c[:, None].to(dtype) * frequencies
+        embedding = self.embed_noise(torch.cat([phase.sin(), phase.cos()], dim=1).to(x.dtype))
         if self.embed_label is not None:
             if label is None:
                 label = torch.full(c.shape, self.classes, device=x.device)

@@ -188,3 +188,15 @@ def test_the_continuous_schedule_takes_no_time_beyond_the_data() -> None:
     m = ScoreModel(Recorder(), ContinuousVP(), "epsilon", (2, 4))
     with pytest.raises(ValueError, match="t=-0.1"):
         m(X, -0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_patch_unet_is_told_the_noise_level_as_exactly_as_it_is_given(dtype: torch.dtype) -> None:
+    told = []
+    network = PatchUNet(width=16, width_inner=32, blocks=1).to(dtype)
+    network.embed_noise.register_forward_pre_hook(lambda module, args: told.append(args[0]))
+    network(torch.zeros(1, 1, 8, 8, dtype=dtype), torch.tensor([1.23]))
+    exact = PatchUNet(width=16, width_inner=32, blocks=1)
+    exact.embed_noise.register_forward_pre_hook(lambda module, args: told.append(args[0]))
+    exact(torch.zeros(1, 1, 8, 8), torch.tensor([1.23]))
+    assert torch.equal(told[0], told[1].to(dtype))
