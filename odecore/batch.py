@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odecore.problem import bind
-from odecore.stepper import Carry, Field, Step, Stepper, send
+from odecore.stepper import Carry, Dense, Field, Step, Stepper, send
 
 HALF = (torch.float16, torch.bfloat16)
 """What is too coarse to accumulate a solution in."""
@@ -57,9 +57,15 @@ def partial_step(
     def spread(new: Tensor, old: Tensor) -> Tensor:
         return old.index_copy(0, where, new)
 
+    def dense() -> Dense:
+        assert step.dense is not None
+        made = step.dense()
+        rest = made.coefficients.new_zeros(len(y), *made.coefficients.shape[1:])
+        return Dense(spread(made.coefficients, rest), made.nfe)
+
     return step._replace(
         y=spread(step.y, y), carry=tuple(map(spread, step.carry, carry)), error=spread(step.error, torch.zeros_like(y)),
-        magnitude=spread(step.magnitude, y.abs()), dense=None)
+        magnitude=spread(step.magnitude, y.abs()), dense=None if step.dense is None else dense)
 
 
 def times_of(name: str, value: float | Tensor, samples: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,11 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from odecore.adjoint import PureStep, State, affordable, discrete
+from odecore.batch import HALF, times_of
+from odecore.integrate import Grid, Times, integrate
 from odecore.plan import Plan, Registers, Row, Weight
+from odecore.pytree import Tree, on_trees
+from odecore.record import StatesAt
 from odecore.solve import solve
 from odecore.stepper import Stepper
 
@@ -62,11 +66,12 @@ def execute_checkpointed(
     return final.to(x.dtype)
 
 
+@on_trees
 def integrate_checkpointed(
     stepper: Stepper,
     field: Callable[..., Tensor],
-    y0: Inexact[Tensor, "samples ..."],
-    times: Sequence[float] | Float[Tensor, " nodes"] | Float[Tensor, "nodes samples"],
+    y0: Inexact[Tensor, "samples ..."] | Tree,
+    times: Times,
     *,
     args: tuple[Tensor, ...] = (),
     states: int | None = None,
@@ -89,40 +94,27 @@ def integrate_checkpointed(
         The states at the last time.
 
     Raises:
-        ValueError: fewer than two times, or as :func:`discrete`.
+        ValueError: as :func:`discrete` and :func:`~odecore.integrate.integrate`.
+        SolveError: a sample met a non-finite value or an implicit step that did not converge.
 
     Cost: as :func:`discrete`.
     """
-    grid = times if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
-    if grid.ndim not in (1, 2) or len(grid) < 2 or (grid.ndim == 2 and grid.shape[1] != len(y0)):
-        raise ValueError(f"times has shape {tuple(grid.shape)}: give two times or more, alone or in {len(y0)} columns")
-    nodes = grid.double().cpu().reshape(len(grid), -1).expand(-1, len(y0))
-    y = y0.float() if y0.dtype in (torch.float16, torch.bfloat16) else y0  # as the adaptive driver does
-
-    def bound(y: Tensor, t: Tensor) -> Tensor:
-        return field(y.to(y0.dtype), t, *args).to(y.dtype)
-
-    def step(index: int, state: State) -> State:
-        y, *carry = state
-        taken = stepper.step(bound, nodes[index], nodes[index + 1], y, tuple(carry))
-        return (taken.y, *taken.carry)
-
-    carry, _ = stepper.start(bound, nodes[0], y)
-    extra = (*parameters, *args, *([nodes] if nodes.requires_grad else []))
-    steps = [partial(step, index) for index in range(len(nodes) - 1)]
-    return discrete(steps, (y, *carry), states=states, memory=memory, parameters=extra)[0].to(y0.dtype)
+    grid = Grid.of(stepper, field, y0, times, args)
+    final = _replayed(grid, y0, states, memory, parameters)[0].to(y0.dtype)
+    _check_final(grid, y0, final)
+    return final
 
 
+@on_trees
 def solve_checkpointed(
     stepper: Stepper,
     field: Callable[..., Tensor],
-    y0: Inexact[Tensor, "samples ..."],
+    y0: Inexact[Tensor, "samples ..."] | Tree,
     t0: float | Float[Tensor, " samples"],
     t1: float | Float[Tensor, " samples"],
     *,
-    rtol: float,
-    atol: float,
     args: tuple[Tensor, ...] = (),
+    ts: Float[Tensor, " times"] | Float[Tensor, "samples times"] | None = None,
     states: int | None = None,
     memory: int | None = None,
     parameters: Iterable[Tensor] = (),
@@ -140,35 +132,83 @@ def solve_checkpointed(
         y0: initial states of shape (samples, …).
         t0: start.
         t1: end.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
         args: tensors with one row a sample for the field.
+        ts: times at which states are wanted, as in :func:`~odecore.solve.solve`.
         states: most states stored at one time, the initial one included; None stores all.
-        memory: the same as a budget in bytes.
+        memory: the same as a budget in bytes, without the states at ``ts``.
         parameters: what else needs a gradient.
-        options: further arguments of :func:`~odecore.solve.solve`.
+        options: further arguments of :func:`~odecore.solve.solve`: ``rtol``, ``atol``, …
 
     Returns:
-        The states at t1.
+        The states at t1, or at ``ts``, of shape (samples, times, …), if it is given.
 
     Raises:
         ValueError: as :func:`discrete` and ``solve``.
         SolveError: some samples failed.
 
     Cost: the adaptive solve, then as :func:`discrete` with the steps of the whole batch together:
-        where one sample steps alone, the others take steps of length zero.
+        where one sample steps alone, the others rest.
     """
-    start = torch.as_tensor(t0, dtype=torch.float64).detach().cpu().expand(len(y0)).clone()
-    reached = [start]
+    begin, end = times_of("t0", t0, len(y0)), times_of("t1", t1, len(y0))
+    reached = [begin]
     with torch.no_grad():
-        solve(stepper, field, y0, t0, t1, rtol=rtol, atol=atol, args=args, partial=False,
-              callback=lambda attempt, t: reached.append(t), **options)
+        solve(stepper, field, y0, t0, t1, args=args, callback=lambda attempt, t: reached.append(t), **options)
+    start = y0.float() if y0.dtype in HALF else y0
+    wanted = None if ts is None else StatesAt(ts, begin, end, start)
     moved = [True, *(bool((after != before).any()) for before, after in zip(reached[:-1], reached[1:], strict=True))]
-    grid = [t for t, keep in zip(reached, moved, strict=True) if keep]
-    if len(grid) == 1:  # all intervals are empty
-        return y0
-    return integrate_checkpointed(stepper, field, y0, torch.stack(grid), args=args, states=states, memory=memory,
-                                  parameters=parameters)
+    times = [t for t, keep in zip(reached, moved, strict=True) if keep]
+    recorded: State = (start,)
+    if len(times) > 1:
+        grid = Grid.of(stepper, field, y0, torch.stack(times), args)
+        recorded = _replayed(grid, y0, states, memory, parameters, wanted)
+    if wanted is None:
+        return recorded[0].to(y0.dtype)
+    wanted.values += recorded[1:]
+    return wanted.result(y0.dtype)
+
+
+def _replayed(
+    grid: Grid, y0: Tensor, states: int | None, memory: int | None, parameters: Iterable[Tensor],
+    wanted: StatesAt | None = None,
+) -> State:
+    """The final state of a grid, and then what was wanted, a tensor for each step that passes some of it."""
+    y, carry, _ = grid.start(y0)
+    steps: list[PureStep] = []
+    recorded = 0
+    for index, (t0, t1) in enumerate(zip(grid.nodes[:-1], grid.nodes[1:], strict=True)):
+        read = None
+        if wanted is not None:
+            rows = (t0 != t1).nonzero().squeeze(1)
+            at, columns = wanted.due(rows, t1[rows])
+            read = partial(wanted.read, at=at, columns=columns, reached=t1[rows]) if len(at) else None
+        steps.append(partial(_grid_step, grid, index, recorded, read))
+        recorded += read is not None
+    steps[-1] = partial(_without_carry, steps[-1], 1 + recorded)
+    tensors = (*grid.args, grid.nodes, *([wanted.ts] if wanted is not None else []))
+    extra = (*parameters, *(tensor for tensor in tensors if tensor.requires_grad))
+    return discrete(steps, (y, *carry), states=states, memory=memory, parameters=extra)
+
+
+def _grid_step(grid: Grid, index: int, recorded: int, read: Callable[..., Tensor] | None, state: State) -> State:
+    """One step of a grid; a state is the solution, so many recorded tensors, and the carry."""
+    y, *kept = state[: 1 + recorded]
+    step = grid.step(index, y, state[1 + recorded:])
+    if read is not None:
+        taken = grid.taken(index, y, step)
+        kept.append(read(taken, y=taken.y1))
+    return (step.y, *kept, *step.carry)
+
+
+def _without_carry(step: PureStep, length: int, state: State) -> State:
+    """The last step hands on the solution and what was recorded."""
+    return step(state)[:length]
+
+
+def _check_final(grid: Grid, y0: Tensor, final: Tensor) -> None:
+    """Say when and why a solution went astray; the steps themselves do not wait for the device to tell."""
+    if not bool(torch.isfinite(final).all()):
+        with torch.no_grad():
+            integrate(grid.stepper, grid.field, y0, grid.nodes.detach(), args=grid.args)
 
 
 def _advance(

@@ -102,26 +102,29 @@ class StatesAt:
         # Infinity behind the last time, so that there is always a next one.
         self.clock = torch.cat([clock, torch.full((samples, 1), torch.inf)], 1)
         self.done = torch.zeros(samples, dtype=torch.long)
-        self.places = torch.full(self.ts.shape, -1)
-        self.values: list[Tensor] = []
+        self.places = torch.full(self.ts.shape, -1)  # of each time, in the order in which values come
         self.count = 0
+        self.values: list[Tensor] = []
         # A time that wants a gradient gets it from a polynomial, so it waits for a step if there will be one.
         self.through_polynomials = self.ts.requires_grad
         rows = torch.arange(samples) if not self.through_polynomials else (t0 == t1).nonzero().squeeze(1)
-        at, columns = self._due(rows, t0[rows])
-        self._keep(rows[at], columns, rows_of((y0,), rows[at])[0])
+        at, columns = self.due(rows, t0[rows])
+        self.values.append(rows_of((y0,), rows[at])[0])
 
     def add(self, taken: Taken, reached: Tensor, y: Tensor) -> None:
         """Record the times up to ``reached``, where the samples have states y: the end of the step, or before it."""
-        at, columns = self._due(taken.rows, reached)
-        if len(at) == 0:
-            return
-        rows = taken.rows[at]
-        times = self.ts[rows, columns]
-        exact = (times == reached[at]) & (not self.through_polynomials)
-        for mask, value in ((exact, lambda p, _: rows_of((y,), p)[0]), (~exact, lambda p, t: taken.at(t, p))):
-            if bool(mask.any()):
-                self._keep(rows[mask], columns[mask], value(at[mask], times[mask]))
+        at, columns = self.due(taken.rows, reached)
+        if len(at):
+            self.values.append(self.read(taken, at, columns, reached, y))
+
+    def read(self, taken: Taken, at: Tensor, columns: Tensor, reached: Tensor, y: Tensor) -> Tensor:
+        """The states at times that are due, by position in the step and column of ``ts``."""
+        times = self.ts[taken.rows[at], columns]
+        between = (times != reached[at]) | self.through_polynomials
+        if not bool(between.any()):
+            return rows_of((y,), at)[0]
+        inside = taken.at(times, at)
+        return inside if bool(between.all()) else torch.where(column(between, inside), inside, rows_of((y,), at)[0])
 
     def result(self, dtype: torch.dtype) -> Inexact[Tensor, "samples times ..."]:
         """The states at all times; nan where a sample did not get."""
@@ -133,8 +136,11 @@ class StatesAt:
         chosen = everything.index_select(0, send(self.places.reshape(-1), everything.device))
         return chosen.reshape(*self.ts.shape, *everything.shape[1:]).to(dtype)
 
-    def _due(self, rows: Tensor, reached: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions in ``rows`` and columns of ``ts`` of the times that are not recorded and not later."""
+    def due(self, rows: Tensor, reached: Tensor) -> tuple[Tensor, Tensor]:
+        """Give places to the times up to ``reached`` that have none yet: positions in ``rows``, and columns of ``ts``.
+
+        Their states are expected next among the values.
+        """
         clock = self.forward[rows] * reached
         first = self.done[rows]
         some = (self.clock[rows, first] <= clock).nonzero().squeeze(1)
@@ -145,12 +151,10 @@ class StatesAt:
         counts = last - first[some]
         before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         columns = torch.arange(len(before)) - before + torch.repeat_interleave(first[some], counts)
-        return torch.repeat_interleave(some, counts), columns
-
-    def _keep(self, rows: Tensor, columns: Tensor, values: Tensor) -> None:
-        self.places[rows, columns] = torch.arange(self.count, self.count + len(rows))
-        self.values.append(values)
-        self.count += len(rows)
+        at = torch.repeat_interleave(some, counts)
+        self.places[rows[at], columns] = torch.arange(self.count, self.count + len(at))
+        self.count += len(at)
+        return at, columns
 
 
 class Pieces:
@@ -239,7 +243,7 @@ class Recorder:
             y = torch.where(column(stopped, y), taken.at(reached), y)
             stop = Stop(stopped, reached, y)
         if self.states is not None:
-            self.states.add(taken, reached, y)
+            self.states.add(taken, reached.detach(), y)
         if self.pieces is not None:
             self.pieces.add(taken.rows, taken.t0, taken.t1, taken.coefficients)
         return stop
