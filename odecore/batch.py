@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from odecore.fetch import fetch_largest
 from odecore.problem import bind
 from odecore.stepper import Carry, Dense, Field, Step, Stepper, send
 
@@ -52,10 +53,9 @@ def partial_step(
         return Step(y, carry, torch.zeros_like(y), y.abs(), 0)
     y_rows, *carry_rows = rows_of((y, *carry), rows)
     step = stepper.step(bound(field, rows_of(args, rows), dtype), t0[rows], t1[rows], y_rows, tuple(carry_rows))
-    where = send(rows, y.device)
 
     def spread(new: Tensor, old: Tensor) -> Tensor:
-        return old.index_copy(0, where, new)
+        return old.index_copy(0, send(rows, old.device), new)
 
     def dense() -> Dense:
         assert step.dense is not None
@@ -91,7 +91,7 @@ def check_states(y0: Tensor, args: tuple[Tensor, ...]) -> int:
     if not (y0.is_floating_point() or y0.is_complex()) or y0.ndim < 1:
         raise ValueError(f"y0 has dtype {y0.dtype} and shape {tuple(y0.shape)}: give floating-point or complex states "
                          "of shape (samples, …)")
-    if not bool(torch.isfinite(y0).all()):
+    if bool(fetch_largest(~torch.isfinite(y0).all())):
         raise ValueError("y0 holds non-finite values: give finite states")
     for index, tensor in enumerate(args):
         if tensor.ndim < 1 or len(tensor) != len(y0):

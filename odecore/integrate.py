@@ -12,6 +12,7 @@ from torch import Tensor
 
 from odecore.batch import HALF, bound, check_states, partial_step
 from odecore.dense import bootstrapped
+from odecore.fetch import fetch_largest
 from odecore.pytree import Tree, on_trees
 from odecore.record import Taken
 from odecore.solution import Solution, Status, checked
@@ -124,7 +125,7 @@ def integrate(
         y, carry = torch.where(column(alive, y), step.y, y), step.carry
         if trajectory:
             states.append(torch.where(column(alive, y), y, torch.nan))
-    failed, reached = torch.stack((failed, reached)).cpu()
+    failed, reached = fetch_largest(torch.stack((failed, -reached))) * torch.tensor([[1], [-1]])
     intervals = torch.arange(len(nodes) - 1).unsqueeze(1) < reached
     accepted = ((nodes[1:] != nodes[:-1]) & intervals).sum(0)
     return checked(Solution(

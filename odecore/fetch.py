@@ -1,0 +1,47 @@
+"""What the host asks of a device, and what it hears under :func:`torch.func.vmap`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def fetch_largest(values: Tensor) -> Tensor:
+    """Copy to the host, which waits for it; of the copies that ``vmap`` makes of each value, take the largest.
+
+    The host can go one way only, so what it decides by must not differ between mapped copies: error
+    ratios, flags and statuses are fetched such that the largest is the worst.
+
+    Args:
+        values: real numbers, integers or flags of any shape.
+
+    Returns:
+        A host tensor without gradient, and without mapped axes.
+    """
+    return _Largest.apply(values.detach())
+
+
+class _Largest(torch.autograd.Function):
+    """A copy to the host with a rule for mapped axes."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return values.cpu()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> None:
+        return None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], values: Tensor) -> tuple[Tensor, None]:
+        return fetch_largest(values.amax(in_dims[0])), None
