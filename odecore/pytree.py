@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from odecore.dense import DenseSolution
+from odecore.events import events_of
 from odecore.problem import RightHandSide, Separable, bind
 from odecore.solution import SolveError
 
@@ -85,6 +86,10 @@ class Layout:
 
         return bind(field, change)
 
+    def reader(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of a tree as one of a flat state."""
+        return lambda y, *rest: function(self.tree(y), *rest)
+
     def result(self, result: Any) -> Any:
         """A solution or a flat tensor, whatever axes it has in front, with states that are trees."""
         if isinstance(result, Tensor):
@@ -92,8 +97,9 @@ class Layout:
         dense = result.dense
         if dense is not None:
             dense = TreeSolution(**{field.name: getattr(dense, field.name) for field in fields(dense)}, layout=self)
+        crossings = tuple(found._replace(y=self.result(found.y)) for found in result.crossings)
         return result._replace(y=self.result(result.y), ys=None if result.ys is None else self.result(result.ys),
-                               dense=dense)
+                               dense=dense, crossings=crossings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,9 @@ def on_trees(solver: Callable[Parameters, Result]) -> Callable[Parameters, Resul
         if isinstance(y0, Tensor):
             return run(stepper, field, y0, *rest, **options)
         layout = Layout(y0)
+        if options.get("event") is not None:
+            options["event"] = tuple(replace(event, function=layout.reader(event.function))
+                                     for event in events_of(options["event"]))
         try:
             return layout.result(run(stepper, layout.problem(field), layout.flat(y0), *rest, **options))
         except SolveError as error:

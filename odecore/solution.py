@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from odecore.dense import DenseSolution
+from odecore.events import Crossings
 
 
 class Status(IntEnum):
@@ -38,6 +39,8 @@ class Solution(NamedTuple):
         ys: states at the times asked for, of shape (samples, times, …); nan at times that a sample
             did not reach. None if none were asked for.
         dense: the solution as a function of time, if asked for.
+        event: number of the event at which each sample stopped, -1 where none did; None without events.
+        crossings: the :class:`~odecore.events.Crossings` of each event.
     """
 
     y: Tensor
@@ -50,6 +53,8 @@ class Solution(NamedTuple):
     krylov: int = 0
     ys: Tensor | None = None
     dense: DenseSolution | None = None
+    event: Tensor | None = None
+    crossings: tuple[Crossings, ...] = ()
 
 
 class SolveError(RuntimeError):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from odecore.batch import HALF, bound, check_states, check_tolerances, rows_of, times_of
+from odecore.batch import HALF, bound, check_states, check_tolerances, partial_step, rows_of, times_of
 from odecore.control import INTEGRAL, Controller, Memory
 from odecore.dense import bootstrapped
+from odecore.events import Event, EventFunction, EventWatch, events_of
+from odecore.fetch import fetch_largest
+from odecore.pytree import Tree, on_trees
 from odecore.record import Pieces, Recorder, StatesAt, Taken, Watch
 from odecore.solution import Solution, SolveError, Status, checked
 from odecore.stepper import Carry, Step, Stepper, column, send
@@ -34,10 +37,11 @@ def larger_tolerance(error: Tensor, magnitude: Tensor, rtol: float, atol: float)
     return _root_mean_square(error, (rtol * magnitude).clamp(min=atol))
 
 
+@on_trees
 def solve(
     stepper: Stepper,
     field: Callable[..., Tensor],
-    y0: Inexact[Tensor, "samples ..."],
+    y0: Inexact[Tensor, "samples ..."] | Tree,
     t0: float | Float[Tensor, " samples"],
     t1: float | Float[Tensor, " samples"],
     *,
@@ -51,7 +55,10 @@ def solve(
     partial: bool = False,
     ts: Float[Tensor, " times"] | Float[Tensor, "samples times"] | None = None,
     dense: bool = False,
+    event: Event | EventFunction | Sequence[Event | EventFunction] | None = None,
     watch: Watch | None = None,
+    shortest: float = 0.0,
+    longest: float = math.inf,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Solution:
     """Integrate every sample from t0 to t1 with its own sequence of steps.
@@ -79,8 +86,14 @@ def solve(
         ts: times at which states are wanted, sorted in the direction of integration, for all samples
             or one row a sample; they do not change the steps. May require a gradient.
         dense: keep the solution as a function of time, ``Solution.dense``.
+        event: one or more conditions ``g(y, t, *args) = 0``, as :class:`~odecore.events.Event` or as plain
+            functions. A sample ends as STOPPED where the first of them crosses zero, at a time and in a
+            state that are differentiable.
         watch: called with each accepted step, a :class:`~odecore.record.Taken`; may return for each of its
             rows a time in the step at which the sample stops (nan: it goes on). It ends there as STOPPED.
+        shortest: least length of a step but the last; a step of that length is accepted whatever its
+            error, if it is finite.
+        longest: greatest length of a step.
         callback: called after each attempt with its number and the time that each sample has reached.
 
     Returns:
@@ -101,12 +114,16 @@ def solve(
     """
     samples = check_states(y0, args)
     check_tolerances(rtol, atol)
-    _check(first_step, max_steps)
+    _check(first_step, max_steps, shortest, longest)
     begin, end = times_of("t0", t0, samples), times_of("t1", t1, samples)
     result = y0.float() if y0.dtype in HALF else y0
-    recorder = _recorder(ts, dense, watch, begin, end, result)
+    events = None if event is None else EventWatch(events_of(event), args, y0.dtype, begin, result)
+    if events is not None and watch is not None:
+        raise ValueError("event and watch are both given: let the watch call an odecore.events.EventWatch")
+    recorder = _recorder(ts, dense, watch if events is None else events, begin, end, result)
+    stops: list[tuple[Tensor, Tensor]] = []
     t, direction, length = begin.clone(), torch.sign(end - begin), (end - begin).abs()
-    h = length * 0.01 if first_step is None else torch.full_like(t, float(first_step))
+    h = (length * 0.01 if first_step is None else torch.full_like(t, float(first_step))).clamp(shortest, longest)
     memory = controller.start(samples)
     status = torch.full((samples,), -1)
     accepted, rejected = torch.zeros_like(status), torch.zeros_like(status)
@@ -124,14 +141,19 @@ def solve(
         now, remaining = t[rows], (end[rows] - t[rows]).abs()
         last = h[rows] >= remaining * (1 - 1e-10)  # leave no sliver
         target = torch.where(last, end[rows], now + direction[rows] * h[rows])
-        step = stepper.step(active, now, target, y, carry)
+        step = trial = stepper.step(active, now, target, y, carry)
         nfe, newton, krylov = nfe + step.nfe, newton + step.newton, krylov + step.krylov
         ratio = _error_ratio(step, norm, rtol, atol)  # the one synchronisation
-        good = ratio <= 1.0
+        good = (ratio <= 1.0) | (torch.isfinite(ratio) & ((target - now).abs() <= shortest * (1 + 1e-10)))
+        if step.y.requires_grad and bool(good.any()) and not bool(torch.isfinite(ratio).all()):
+            # Autograd multiplies non-finite values with zero, which is not zero: repeat the step of the others alone.
+            target = torch.where(good, target, now)
+            step = partial_step(stepper, field, tuple(left_args), y0.dtype, now, target, y, carry)
+            nfe, newton, krylov = nfe + step.nfe, newton + step.newton, krylov + step.krylov
 
         factor, after = controller.next(ratio, Memory(memory.last[rows], memory.before[rows]), stepper.error_order)
         memory.last[rows], memory.before[rows] = after
-        h[rows] = torch.minimum(h[rows], remaining) * factor
+        h[rows] = (torch.minimum(h[rows], remaining) * factor).clamp(shortest, longest)
         t[rows] = torch.where(good, target, now)
         accepted[rows] += good
         rejected[rows] += ~good
@@ -139,7 +161,7 @@ def solve(
         # Below some rounding units of t a step no longer moves it; near t = 0 the interval sets the limit.
         stuck = ~good & (h[rows] <= 16 * torch.finfo(torch.float64).eps * now.abs() + 1e-20 * length[rows])
         if bool(stuck.any()):
-            status[rows[stuck]] = _causes(step, ratio)[stuck]
+            status[rows[stuck]] = _causes(trial, ratio)[stuck]
         before = y
         y, carry = _select(good, step, y, carry)
         if recorder is not None and bool(good.any()):
@@ -148,7 +170,8 @@ def solve(
             stop = recorder.add(taken)
             nfe += taken.nfe
             if stop is not None:
-                t[taken.rows], status[taken.rows[stop.stopped]] = stop.t, int(Status.STOPPED)
+                t[taken.rows], status[taken.rows[stop.stopped]] = stop.t.detach(), int(Status.STOPPED)
+                stops.append((taken.rows[stop.stopped], stop.t[stop.stopped]))
                 y = y.index_copy(0, send(good.nonzero().squeeze(1), y.device), stop.y)
         if callback is not None:
             callback(attempt, t.clone())
@@ -158,15 +181,18 @@ def solve(
             ended, left = ((~running).nonzero().squeeze(1), running.nonzero().squeeze(1))
             result = result.index_copy(0, send(rows[ended], y.device), y.index_select(0, send(ended, y.device)))
             y, *carried = rows_of((y, *carry), left)
-            rows, carry = rows[left], tuple(carried)
-            active = bound(field, rows_of(args, rows), y0.dtype)
+            rows, carry, left_args = rows[left], tuple(carried), list(rows_of(tuple(left_args), left))
+            active = bound(field, tuple(left_args), y0.dtype)
     if len(rows):
         status[rows] = Status.STEP_LIMIT
         result = result.index_copy(0, send(rows, y.device), y)
+    pieces = None if recorder is None or recorder.pieces is None else recorder.pieces.result(begin, t, result, y0.dtype)
+    for stopped, at in stops:  # with their gradients, which no step of other samples had to carry
+        t = t.index_copy(0, stopped, at)
     return checked(Solution(
         result.to(y0.dtype), t, status, accepted, rejected, nfe, newton, krylov,
         None if recorder is None or recorder.states is None else recorder.states.result(y0.dtype),
-        None if recorder is None or recorder.pieces is None else recorder.pieces.result(begin, t, result, y0.dtype),
+        pieces, *((None, ()) if events is None else (events.stopped_by, events.crossings)),
     ), partial, max_steps)
 
 
@@ -184,7 +210,7 @@ def _error_ratio(step: Step, norm: Norm, rtol: float, atol: float) -> Tensor:
     with torch.no_grad():
         ratio = norm(step.error, step.magnitude, rtol, atol).double()
         finite = torch.isfinite(step.y).reshape(len(step.y), -1).all(1) & torch.isfinite(ratio)
-        return torch.where(finite, ratio, math.inf).cpu()
+        return fetch_largest(torch.where(finite, ratio, math.inf))
 
 
 def _select(good: Tensor, step: Step, y: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -216,7 +242,9 @@ def _causes(step: Step, ratio: Tensor) -> Tensor:
     return torch.where(torch.isfinite(ratio), int(Status.STEP_TOO_SMALL), failed)
 
 
-def _check(first_step: float | None, max_steps: Any) -> None:
+def _check(first_step: float | None, max_steps: Any, shortest: float, longest: float) -> None:
+    if not 0 <= shortest <= longest or not longest > 0 or shortest == math.inf:
+        raise ValueError(f"shortest={shortest}, longest={longest}: give 0 ≤ shortest ≤ longest, and longest above 0")
     if first_step is not None and not 0 < first_step < math.inf:
         raise ValueError(f"first_step={first_step}: give a length above 0, whatever the direction")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
