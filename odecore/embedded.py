@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from functools import partial
 
 import torch
@@ -39,20 +40,24 @@ class EmbeddedPair:
     embedded: tuple[float, ...]
     error_order: int
     interpolant: Interpolant | None = None
+    first_same_as_last: bool = dataclass_field(init=False)
+    """Whether the last stage is evaluated at the result of the step."""
+    _times: Tensor = dataclass_field(init=False, repr=False, compare=False)
+    _difference: tuple[float, ...] = dataclass_field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.embedded) != self.tableau.stages or abs(sum(self.embedded) - 1.0) > 1e-13:
             raise ValueError(f"embedded={self.embedded}: give {self.tableau.stages} weights that sum to one")
+        known = {"first_same_as_last": self.tableau.b[-1] == 0.0 and self.tableau.a[-1] == self.tableau.b[:-1],
+                 "_times": torch.tensor(self.tableau.c, dtype=torch.float64).unsqueeze(1),
+                 "_difference": tuple(b - e for b, e in zip(self.tableau.b, self.embedded, strict=True))}
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
 
     @property
     def order(self) -> int:
         """Order of the method that advances the solution."""
         return self.tableau.order
-
-    @property
-    def first_same_as_last(self) -> bool:
-        """Whether the last stage is evaluated at the result of the step."""
-        return self.tableau.b[-1] == 0.0 and self.tableau.a[-1] == self.tableau.b[:-1]
 
     def start(self, field: Field, t0: Tensor, y: Tensor) -> tuple[Carry, int]:
         """The slope at the start, if steps hand theirs on."""
@@ -60,31 +65,40 @@ class EmbeddedPair:
 
     def step(self, field: Field, t0: Tensor, t1: Tensor, y: Tensor, carry: Carry) -> Step:
         """Go from y at t0 to t1."""
-        length = column(t1 - t0, y)
+        length, times = column(t1 - t0, y), send(torch.lerp(t0, t1, self._times), y.device).unbind()
         slopes = list(carry)
-        for c, a in list(zip(self.tableau.c, self.tableau.a, strict=True))[len(carry):]:
-            point = torch.addcmul(y, length, combine(a, slopes)) if a else y
-            slopes.append(field(point, send(torch.lerp(t0, t1, c), y.device)))
-        new = torch.addcmul(y, length, combine(self.tableau.b, slopes))
-        difference = [b - e for b, e in zip(self.tableau.b, self.embedded, strict=True)]
-        error = length * combine(difference, slopes)
-        handed_on = (slopes[-1],) if self.first_same_as_last else ()
-        dense = partial(self._dense, field, t0, t1, y, new, slopes)
-        return Step(new, handed_on, error, torch.maximum(y.abs(), new.abs()), len(slopes) - len(carry), dense=dense)
+        rises = [length * slope for slope in slopes]  # scaled once, a slope costs one operation in each later stage
+        point = y
+        for i in range(len(carry), self.tableau.stages):
+            point = _advance(y, self.tableau.a[i], rises)
+            slopes.append(field(point, times[i]))
+            rises.append(length * slopes[-1])
+        new = point if self.first_same_as_last else _advance(y, self.tableau.b, rises)
+        dense = partial(self._dense, field, t0, t1, y, new, slopes, rises)
+        return Step(new, (slopes[-1],) if self.first_same_as_last else (), combine(self._difference, rises),
+                    torch.maximum(y.abs(), new.abs()), len(slopes) - len(carry), dense=dense)
 
     def _dense(
-        self, field: Field, t0: Tensor, t1: Tensor, y: Tensor, new: Tensor, slopes: Sequence[Tensor]
+        self, field: Field, t0: Tensor, t1: Tensor, y: Tensor, new: Tensor, slopes: Sequence[Tensor],
+        rises: Sequence[Tensor],
     ) -> Dense:
         """Combine the stages to a polynomial."""
         if self.interpolant is None:
             last = slopes[-1] if self.first_same_as_last else None
             return bootstrapped(field, t0, t1, y, new, self.order, slopes[0], last)
-        length, stages = column(t1 - t0, y), list(slopes)
+        length, stages = column(t1 - t0, y), list(rises)
         for c, a in zip(self.interpolant.c, self.interpolant.extra, strict=True):
-            point = torch.addcmul(y, length, combine(a, stages))
-            stages.append(field(point, send(torch.lerp(t0, t1, c), y.device)))
-        terms = [y, *(length * combine(row, stages) for row in self.interpolant.weights)]
+            stages.append(length * field(_advance(y, a, stages), send(torch.lerp(t0, t1, c), y.device)))
+        terms = [y, *(combine(row, stages) for row in self.interpolant.weights)]
         return Dense(torch.stack(terms, 1), len(self.interpolant.extra))
+
+
+def _advance(y: Tensor, weights: Sequence[float], rises: Sequence[Tensor]) -> Tensor:
+    """``y + Σ_i weights[i] rises[i]``: faster on a CPU than a product with stacked slopes."""
+    for weight, rise in zip(weights, rises, strict=False):
+        if weight != 0.0:
+            y = torch.add(y, rise, alpha=weight)
+    return y
 
 
 HEUN_EULER = EmbeddedPair(tableaus.HEUN, embedded=(1.0, 0.0), error_order=2)
