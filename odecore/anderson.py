@@ -77,9 +77,9 @@ class Anderson:
             z = torch.where(active.unsqueeze(1), new, z)
         return Root(z, converged, iterations, 0, iterations)
 
-    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> Inverse:
+    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
         """GMRES with the Jacobian at z: what this iteration is on linear problems."""
-        return MatrixFree(function, z, self.adjoint_tolerance, self.restart, self.linear_limit)
+        return MatrixFree(function, z, self.adjoint_tolerance, self.restart, self.linear_limit), 0
 
     def _extrapolated(self, iterates: list[Tensor], residuals: list[Tensor]) -> Tensor:
         z, residual = iterates[-1], residuals[-1]

@@ -66,7 +66,7 @@ def root(
         found = finder.find(flat, start, sizes, inverse)
     z, nfe = found.z.detach(), found.nfe
     if torch.is_grad_enabled():
-        z, nfe = _Implicit.apply(flat(z), z, flat, partial(finder.linearised, flat, accurate=True)), nfe + 1
+        z, nfe = _Implicit.apply(flat(z), z, partial(finder.linearised, flat, accurate=True)), nfe + 1
     return found._replace(z=unflatten(z, guess), nfe=nfe)
 
 
@@ -101,13 +101,13 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        value: Tensor, z: Tensor, function: Callable[[Tensor], Tensor], linearised: Callable[[Tensor], Inverse]
+        value: Tensor, z: Tensor, linearised: Callable[[Tensor], tuple[Inverse, int]]
     ) -> Tensor:
         return z.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, ctx.function, ctx.linearised = inputs
+        _, _, ctx.linearised = inputs
         ctx.save_for_backward(output)
         ctx.save_for_forward(output)
 
@@ -115,12 +115,12 @@ class _Implicit(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         (z,) = ctx.saved_tensors
-        return -_solution(ctx.linearised(z).solve_transposed, cotangent), None, None, None
+        return -_solution(ctx.linearised(z)[0].solve_transposed, cotangent), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         (z,) = ctx.saved_tensors
-        return -_solution(ctx.linearised(z.detach()).solve, tangent)
+        return -_solution(ctx.linearised(z.detach())[0].solve, tangent)
 
 
 def _solution(solve: Callable[[Tensor], Solved], r: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ class RootFinder(Protocol):
     def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
         """Iterate, without gradients; an inverse found earlier may be used while it serves."""
 
-    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> Inverse:
-        """The inverse Jacobian at z; ``accurate`` for gradients, to rounding where the method allows."""
+    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
+        """The inverse Jacobian at z and its evaluations; ``accurate`` for gradients, close to rounding."""
 
 
 def thresholds(z: Float[Tensor, "samples n"], scale: Float[Tensor, "samples n"], tolerance: float) -> Tensor:
@@ -73,7 +73,8 @@ def newton_iteration(
 
     With changes δ_k measured by :func:`violation` and the rate ``θ = ‖δ_k‖ / ‖δ_{k-1}‖``, a sample has
     converged where ``θ / (1 - θ) · ‖δ_k‖ ≤ 1``, or ``‖δ_k‖ ≤ 1``. It is then left alone, so that its root
-    does not depend on the batch.
+    does not depend on the batch. A change by an old Jacobian that is no smaller than the one before is
+    not made.
 
     Args:
         function: F.
@@ -90,11 +91,12 @@ def newton_iteration(
     """
     z, nfe, krylov, newton = guess.detach(), 0, 0, 0
     active = torch.ones(len(z), dtype=torch.bool, device=z.device)
-    converged, stale = ~active, active
-    before = torch.full_like(z[:, 0], torch.inf)
+    none = converged = ~active
+    stale, before = active, torch.full_like(z[:, 0], torch.inf)
     renew = inverse is None
     going = True
     while going and newton < limit:
+        fresh = stale if renew else none
         if renew:
             inverse, cost = relinearise(z, inverse, stale)
             nfe += cost
@@ -102,15 +104,16 @@ def newton_iteration(
         solved = inverse.solve(torch.where(active.unsqueeze(1), -function(z), 0.0))
         newton, krylov, nfe = newton + 1, krylov + solved.krylov, nfe + 1 + solved.krylov
         size = violation(solved.x, thresholds(z + solved.x, scale, tolerance))
-        finite = torch.isfinite(size)
-        z = torch.where((active & finite).unsqueeze(1), z + solved.x, z)
         rate = size / before
-        left = torch.where(rate < 1, rate / (1 - rate), torch.inf).clamp(max=1.0)
-        left = torch.where(before.isfinite() & (size > 1), left, 1.0)
-        converged = converged | (active & finite & (size * left <= 1))
-        active = active & finite & ~converged
-        stale = active & (rate > slow)
-        before = size
+        # An unsolved linear system must not pass for a root, nor changes that grow for progress.
+        sound = torch.isfinite(size) & (solved.residual < 0.1)
+        taken = active & sound & (fresh | (rate < 1))
+        z = torch.where(taken.unsqueeze(1), z + solved.x, z)
+        left = torch.where(rate < 0.5, rate / (1 - rate), 1.0)
+        converged = converged | (taken & (torch.where(before.isfinite(), left, 1.0) * size <= 1))
+        active = active & (sound | ~fresh) & ~converged
+        stale = active & (~taken | (rate > slow))
+        before = torch.where(taken, size, before)
         going, renew = torch.stack((active.any(), stale.any())).tolist()
     return Root(z, converged, newton, krylov, nfe, inverse)
 
@@ -142,9 +145,9 @@ class Newton:
         return newton_iteration(function, guess, scale, _factorised(self.jacobian, function),
                                 tolerance=self.tolerance, limit=self.limit, slow=-1.0)
 
-    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> Inverse:
+    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
         """The factorised Jacobian at z."""
-        return Factors.of(jacobian(self.jacobian, function, z).values)
+        return _factors(self.jacobian, function, z)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +184,9 @@ class Chord:
         return newton_iteration(function, guess, scale, _factorised(self.jacobian, function),
                                 tolerance=self.tolerance, limit=self.limit, slow=self.slow, inverse=inverse)
 
-    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> Inverse:
+    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
         """The factorised Jacobian at z."""
-        return Factors.of(jacobian(self.jacobian, function, z).values)
+        return _factors(self.jacobian, function, z)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,22 +224,26 @@ class NewtonKrylov:
 
     def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
         """Iterate from a guess; an inverse given is not used."""
-        return newton_iteration(function, guess, scale, lambda z, *_: (self.linearised(function, z), 0),
+        return newton_iteration(function, guess, scale, lambda z, *_: self.linearised(function, z),
                                 tolerance=self.tolerance, limit=self.limit, slow=-1.0)
 
-    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> Inverse:
+    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
         """GMRES with the Jacobian at z."""
         tolerance = self.adjoint_tolerance if accurate else self.linear_tolerance
-        return MatrixFree(function, z, tolerance, self.restart, self.linear_limit)
+        return MatrixFree(function, z, tolerance, self.restart, self.linear_limit), 0
 
 
 def _factorised(structure: Structure, function: Function) -> Relinearise:
     def relinearise(z: Tensor, inverse: Inverse | None, stale: Tensor) -> tuple[Inverse, int]:
-        matrices = jacobian(structure, function, z)
-        fresh = Factors.of(matrices.values)
-        return (inverse.replaced(stale, fresh) if isinstance(inverse, Factors) else fresh), matrices.nfe
+        fresh, cost = _factors(structure, function, z)
+        return (inverse.replaced(stale, fresh) if isinstance(inverse, Factors) else fresh), cost
 
     return relinearise
+
+
+def _factors(structure: Structure, function: Function, z: Tensor) -> tuple[Factors, int]:
+    matrices = jacobian(structure, function, z)
+    return Factors.of(matrices.values), matrices.nfe
 
 
 def check(tolerance: float, limit: int, prefix: str = "", *, limit_name: str = "") -> None:
