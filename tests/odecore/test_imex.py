@@ -211,6 +211,21 @@ def test_gradients_through_a_semilinear_step_agree_with_finite_differences() -> 
             assert float(gradient[index]) == pytest.approx(expected, rel=1e-9, abs=1e-10)
 
 
+@pytest.mark.parametrize("problem", [SPLIT, Semilinear(Diagonal(-3.0), mild)], ids=["split", "semilinear"])
+def test_the_length_of_a_step_has_a_gradient(problem: Split | Semilinear) -> None:
+    stepper = AdditiveRungeKutta(KENCARP4, Newton(tolerance=1e-14, limit=30))
+    begin = torch.full((2,), 0.2, dtype=torch.float64)
+
+    def loss(end: Tensor) -> Tensor:
+        return stepper.step(problem, begin, end, START, ()).y.sum()
+
+    end = torch.tensor([0.7, 0.5], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(end), end)
+    for i in range(2):
+        expected = central(lambda x: float(loss(x)), [end.detach()], 0, (i,))
+        assert float(gradient[i]) == pytest.approx(expected, rel=1e-9)
+
+
 def central(function: Callable[..., float], inputs: list[Tensor], which: int, index: tuple[int, ...]) -> float:
     """A derivative by central differences of order eight."""
     def at(shift: float) -> float:

@@ -124,6 +124,19 @@ def test_implicit_tableaus_that_do_not_fit_are_refused(changes: dict) -> None:
         ImplicitTableau(**({"a": ((1.0,),), "b": (1.0,), "order": 1} | changes))
 
 
+@pytest.mark.parametrize("changes", [{"a": ((), (0.5, 0.5))}, {"a": ((),)}, {"b": (0.5, 0.4)}, {"b": (1.0,)}])
+def test_explicit_tableaus_that_do_not_fit_are_refused(changes: dict) -> None:
+    with pytest.raises(ValueError):
+        Tableau(**({"a": ((), (0.5,)), "b": (0.0, 1.0), "order": 2} | changes))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_stage_times_are_row_sums(name: str) -> None:
+    tableau = ALL[name]
+    np.testing.assert_allclose(tableau.c, square(tableau.a).sum(1), rtol=0, atol=1e-13)
+    assert tableau.stages == len(tableau.c) == len(tableau.b)
+
+
 def test_trees_without_nodes_are_refused() -> None:
     with pytest.raises(ValueError, match="nodes=0"):
         rooted_trees(0)
