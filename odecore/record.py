@@ -130,7 +130,7 @@ class StatesAt:
         """The states at all times; nan where a sample did not get."""
         missing = self.places < 0
         if bool(missing.any()):
-            self.values.append(torch.full_like(self.values[0][:1], torch.nan))
+            self.values.append(self.values[0].new_full((1, *self.values[0].shape[1:]), torch.nan))
             self.places[missing] = self.count
         everything = torch.cat(self.values)
         chosen = everything.index_select(0, send(self.places.reshape(-1), everything.device))
