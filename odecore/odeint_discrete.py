@@ -51,11 +51,12 @@ def discrete_states(
 
 def _adaptive(problem: Problem, budget: Budget) -> Tensor:
     run, t, times = problem.run(), problem.t, problem.t.detach()
+    assert problem.method is not None
     y, found = moving_start(problem.system, problem.y0, t[0]), [problem.y0]
     for leg in run.legs(float(times[0]), float(times[-1])):
         due = times[leg.holds(times)]
         stops = torch.cat([due[due != leg.end], torch.tensor([leg.end], dtype=torch.float64)])
-        states = solve_checkpointed(run.stepper, run.field(leg, y), y, leg.begin, leg.end, ts=stops,
+        states = solve_checkpointed(problem.method, run.field(leg, y), y, leg.begin, leg.end, ts=stops,
                                     **budget._asdict(), **run.arguments()).unbind(1)
         found += states[:len(due)]
         y = states[-1]

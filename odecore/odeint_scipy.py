@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,11 @@ class Scipy:
         if torch.is_grad_enabled() and (y0.requires_grad or t.requires_grad):
             raise ValueError("y0 or t requires a gradient, which method='scipy_solver' does not have: choose 'dopri5' "
                              "or 'kvaerno5', or call under torch.no_grad()")
+
+        begin = t[:1].expand(len(y0)).to(y0.device)
+        if torch.is_grad_enabled() and system.field(y0, begin).requires_grad:
+            warnings.warn("func reads parameters that require a gradient, and get none from method='scipy_solver': "
+                          "choose 'dopri5' or 'kvaerno5', or call under torch.no_grad()", stacklevel=4)
 
         def field(time: float, y: Any) -> Any:
             state = torch.as_tensor(y).to(y0.device, y0.dtype).reshape(y0.shape)

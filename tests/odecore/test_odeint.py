@@ -376,6 +376,11 @@ def test_unknown_options_are_warned_of() -> None:
         odeint(Field(), state(), FORWARD, method="dopri5", options={"step_size": 0.1})
 
 
+def test_scipy_warns_of_the_gradients_that_it_loses() -> None:
+    with pytest.warns(UserWarning, match="require a gradient"):
+        odeint(Field(), state(), FORWARD, method=SCIPY)
+
+
 def test_the_adjoint_needs_to_know_the_parameters() -> None:
     with pytest.raises(ValueError, match="adjoint_params"):
         odeint_adjoint(lambda t, y: -y, state(), FORWARD)
