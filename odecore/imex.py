@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from odecore import imex_tableaus as tableaus
-from odecore.dense import bootstrapped
 from odecore.imex_tableaus import AdditiveTableau
 from odecore.implicit_stages import solve_slope
 from odecore.jacobian import Inverse
 from odecore.newton import Chord, RootFinder
 from odecore.plan import combine
 from odecore.problem import Linear, RightHandSide, Semilinear, Split, require
-from odecore.stepper import Carry, Field, Step, column, send
+from odecore.stepper import Carry, Dense, Field, Step, column, send
 from odecore.trees import square
 
 
@@ -48,7 +47,7 @@ class AdditiveRungeKutta:
     Cost: up to ``tableau.stages`` evaluations of f a step, one less where the result is the last stage;
         of g one for an explicit first stage, and what the solver takes. An evaluation of either part
         counts as one of the field. Semilinear problems need none of g, but a resolvent for each
-        implicit stage. Dense output: the slopes at the ends that are not stages, once.
+        implicit stage. Dense output: none where the tableau has an interpolant.
 
     Source: Kennedy & Carpenter 2003, doi:10.1016/S0168-9274(02)00138-1; Ascher, Ruuth & Spiteri 1997,
         doi:10.1016/S0168-9274(97)00056-1.
@@ -97,9 +96,7 @@ class AdditiveRungeKutta:
         for stage in solved:
             if stage.converged is not None:
                 error = torch.where(stage.converged.reshape(-1, *[1] * (y.ndim - 1)), error, torch.inf)
-        f, g = slopes[0], slopes[stages]
-        first = None if f is None or g is None else f + g
-        dense = partial(bootstrapped, field, t0, t1, y, new, min(self.order, 4), first)
+        dense = partial(_dense, y, h, scheme.interpolant, slopes) if scheme.interpolant else None
         return Step(new, (), error, torch.maximum(size, new.abs()), nfe + sum(stage.nfe for stage in solved),
                     sum(stage.newton for stage in solved), sum(stage.krylov for stage in solved), dense)
 
@@ -201,6 +198,7 @@ class _Scheme(NamedTuple):
         result: of what leads from the last stage to the result: nothing where that is the last stage,
             and no stiff slopes, whose weights would have to cancel, where the implicit part ends there.
         error: of the error.
+        interpolant: of each power of θ in the dense output, or empty.
         used: which slopes enter anywhere.
     """
 
@@ -208,6 +206,7 @@ class _Scheme(NamedTuple):
     diagonal: tuple[float, ...]
     result: tuple[float, ...]
     error: tuple[float, ...]
+    interpolant: tuple[tuple[float, ...], ...]
     used: tuple[bool, ...]
 
 
@@ -220,9 +219,10 @@ def _scheme(tableau: AdditiveTableau) -> _Scheme:
     weights = np.array((*tableau.explicit.b, *tableau.implicit.b))
     embedded = np.array(tableau.implicit.embedded * 2) if tableau.implicit.embedded else weights
     result, error = weights - whole[-1], weights - embedded
-    used = (np.vstack((rows, result, error)) != 0).any(0)
+    interpolant = tuple(row * 2 for row in tableau.interpolant.weights) if tableau.interpolant else ()
+    used = (np.vstack((rows, result, error, *interpolant)) != 0).any(0)
     return _Scheme(tuple(map(tuple, rows.tolist())), tuple(diagonal.tolist()), tuple(result.tolist()),
-                   tuple(error.tolist()), tuple(map(bool, used)))
+                   tuple(error.tolist()), interpolant, tuple(map(bool, used)))
 
 
 def _moved(base: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Tensor | None]) -> Tensor:
@@ -231,6 +231,11 @@ def _moved(base: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[T
     if not pairs:
         return base
     return torch.addcmul(base, h, combine([weight for weight, _ in pairs], [slope for _, slope in pairs]))
+
+
+def _dense(y: Tensor, h: Tensor, rows: Sequence[Sequence[float]], slopes: Sequence[Tensor | None]) -> Dense:
+    zero = torch.zeros_like(y)
+    return Dense(torch.stack([y, *(_moved(zero, h, row, slopes) for row in rows)], 1), 0)
 
 
 IMEX_EULER = AdditiveRungeKutta(tableaus.IMEX_EULER)

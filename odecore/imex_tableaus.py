@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from odecore.implicit_tableaus import ImplicitTableau, theta
+from odecore.interpolants import Interpolant
 from odecore.tableaus import HEUN, Tableau
 
 
@@ -28,6 +29,7 @@ class AdditiveTableau:
         implicit: (a, b), for g; diagonally implicit, with the stage times of the explicit one.
         order: order of convergence of the pair.
         source: where it comes from.
+        interpolant: dense output, with the same weights for the slopes of both parts and no extra stages; or None.
 
     Raises:
         ValueError: parts with different stages or stage times, or one that is not diagonally implicit.
@@ -39,6 +41,7 @@ class AdditiveTableau:
     implicit: ImplicitTableau
     order: int
     source: str = ""
+    interpolant: Interpolant | None = None
 
     def __post_init__(self) -> None:
         if self.explicit.stages != self.implicit.stages:
@@ -69,14 +72,15 @@ class AdditiveTableau:
 
 def _pair(
     explicit: tuple[tuple[float, ...], ...], implicit: tuple[tuple[float, ...], ...], order: int, source: str,
-    embedded: tuple[float, ...] = (), weights: tuple[float, ...] = (),
+    embedded: tuple[float, ...] = (), weights: tuple[float, ...] = (), interpolant: Interpolant | None = None,
 ) -> AdditiveTableau:
     """Build a pair whose implicit part is stiffly accurate and lends its weights to the explicit one, unless given."""
     stages = len(implicit)
     rows = tuple((*row, *[0.0] * (stages - len(row))) for row in implicit)
     return AdditiveTableau(
         Tableau(explicit, weights or rows[-1], order, source),
-        ImplicitTableau(rows, rows[-1], order, embedded, order - 1 if embedded else 0, source), order, source)
+        ImplicitTableau(rows, rows[-1], order, embedded, order - 1 if embedded else 0, source), order, source,
+        interpolant)
 
 
 def _ars222() -> AdditiveTableau:
@@ -119,7 +123,12 @@ KENCARP3 = _pair(
       1767732205903 / 4055673282236)),
     3, f"ARK3(2)4L[2]SA: {_KENNEDY_CARPENTER}",
     embedded=(2756255671327 / 12835298489170, -10771552573575 / 22201958757719, 9247589265047 / 10645013368117,
-              2193209047091 / 5459859503100))
+              2193209047091 / 5459859503100),
+    interpolant=Interpolant(
+        ((4655552711362 / 22874653954995, -18682724506714 / 9892148508045, 34259539580243 / 13192909600954,
+          584795268549 / 6622622206610),
+         (-215264564351 / 13552729205753, 17870216137069 / 13817060693119, -28141676662227 / 17317692491321,
+          2508943948391 / 7218656332882)), 2, source=_KENNEDY_CARPENTER))
 KENCARP4 = _pair(
     ((),
      (1 / 2,),
@@ -137,7 +146,13 @@ KENCARP4 = _pair(
      (82889 / 524892, 0.0, 15625 / 83664, 69875 / 102672, -2260 / 8211, 1 / 4)),
     4, f"ARK4(3)6L[2]SA: {_KENNEDY_CARPENTER}",
     embedded=(4586570599 / 29645900160, 0.0, 178811875 / 945068544, 814220225 / 1159782912, -3700637 / 11593932,
-              61727 / 225920))
+              61727 / 225920),
+    interpolant=Interpolant(
+        ((6943876665148 / 7220017795957, 0.0, 7640104374378 / 9702883013639, -20649996744609 / 7521556579894,
+          8854892464581 / 2390941311638, -11397109935349 / 6675773540249),
+         (-54480133 / 30881146, 0.0, -11436875 / 14766696, 174696575 / 18121608, -12120380 / 966161, 3843 / 706),
+         (6818779379841 / 7100303317025, 0.0, 2173542590792 / 12501825683035, -31592104683404 / 5083833661969,
+          61146701046299 / 7138195549469, -17219254887155 / 4939391667607)), 3, source=_KENNEDY_CARPENTER))
 KENCARP5 = _pair(
     ((),
      (41 / 100,),
@@ -165,4 +180,12 @@ KENCARP5 = _pair(
     5, f"ARK5(4)8L[2]SA: {_KENNEDY_CARPENTER}",
     embedded=(-975461918565 / 9796059967033, 0.0, 0.0, 78070527104295 / 32432590147079,
               -548382580838 / 3424219808633, -33438840321285 / 15594753105479, 3629800801594 / 4656183773603,
-              4035322873751 / 18575991585200))
+              4035322873751 / 18575991585200),
+    interpolant=Interpolant(
+        ((-17674230611817 / 10670229744614, 0.0, 0.0, 65168852399939 / 7868540260826, 15494834004392 / 5936557850923,
+          -99329723586156 / 26959484932159, -19024464361622 / 5461577185407, -6511271360970 / 6095937251113),
+         (43486358583215 / 12773830924787, 0.0, 0.0, -91478233927265 / 11067650958493, -79368583304911 / 10890268929626,
+          -12239297817655 / 9152339842473, 115839755401235 / 10719374521269, 5843115559534 / 2180450260947),
+         (-9257016797708 / 5021505065439, 0.0, 0.0, 26096422576131 / 11239449250142, 92396832856987 / 20362823103730,
+          30029262896817 / 10175596800299, -26136350496073 / 3983972220547, -5289405421727 / 3760307252460)), 3,
+        source=_KENNEDY_CARPENTER))

@@ -76,6 +76,18 @@ def test_embedded_weights_have_the_declared_order_in_both_parts_together(name: s
     assert max(defects[:-1]) < 1e-14 and defects[-1] > 1e-4
 
 
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("theta", [0.2, 0.6, 1.0])
+def test_interpolants_satisfy_the_two_coloured_conditions_at_any_time(name: str, theta: float) -> None:
+    interpolant = PAIRS[name].interpolant
+    assert interpolant is not None
+    weights = sum(theta**j * np.array(row) for j, row in enumerate(interpolant.weights, 1))
+    defects = [additive_order_defect(parts(PAIRS[name])[0], (weights / theta**n,) * 2, n)
+               for n in range(1, interpolant.order + 2)]
+    assert max(defects[:-1]) < 1e-13
+    assert defects[-1] > 1e-3 if theta < 1 else np.allclose(weights, PAIRS[name].implicit.b, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_row_sums_of_both_parts_are_equal(name: str) -> None:
     np.testing.assert_allclose(PAIRS[name].explicit.c, PAIRS[name].implicit.c, rtol=0, atol=2e-15)
