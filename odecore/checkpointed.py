@@ -196,7 +196,8 @@ def _grid_step(grid: Grid, index: int, recorded: int, read: Callable[..., Tensor
     if read is not None:
         taken = grid.taken(index, y, step)
         kept.append(read(taken, y=taken.y1))
-    return (step.y, *kept, *step.carry)
+    # An iteration that did not converge must not pass for a step: see _check_final.
+    return (torch.where(torch.isinf(step.error), torch.nan, step.y), *kept, *step.carry)
 
 
 def _without_carry(step: PureStep, length: int, state: State) -> State:
