@@ -341,6 +341,12 @@ def test_an_event_at_the_start_ends_there() -> None:
     assert float(t) == 0.5 and torch.equal(y[1], state())
 
 
+def test_rows_that_start_at_their_event_are_named() -> None:
+    with pytest.raises(ValueError, match=r"rows \[1\]"):
+        odeint(lambda t, y: -1 + 0 * y, times(1.0, 0.0), times(0.0, 1.0), event_fn=lambda t, y: y,
+               options={"norm": "per_sample"})
+
+
 def test_an_event_that_never_comes_is_given_up() -> None:
     with pytest.raises((ValueError, SolveError)):
         odeint(lambda t, y: -y, torch.ones(1), times(0.0, 1.0), event_fn=lambda t, y: y + 1,
