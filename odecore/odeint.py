@@ -165,8 +165,8 @@ class Problem(NamedTuple):
         at_event = (margin.signs == 0).any(1)
         if bool(at_event.any()):
             if not bool(at_event.all()):
-                raise ValueError(f"event_fn is zero at the start of rows {at_event.nonzero().squeeze(1).tolist()}: start "
-                                 "them off the event, or leave them out")
+                raise ValueError(f"event_fn is zero at the start of rows {at_event.nonzero().squeeze(1).tolist()}: "
+                                 "start them off the event, or leave them out")
             return self.t[:1].detach().expand(len(self.y0)), torch.stack([self.y0, self.y0])
         without_gradient = torch.no_grad()(margin.function)  # of the time: odeint_event gives it one
         event = Event(without_gradient, direction=Direction.FALLING)
