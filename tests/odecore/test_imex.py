@@ -247,14 +247,15 @@ def van_der_pol(stiffness: float) -> Split:
     return Split(lambda y, t: torch.stack((y[:, 1], torch.zeros_like(y[:, 1])), 1), fast)
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize(("tableau", "bound"), [(KENCARP3, 1e-4), (KENCARP4, 2e-6), (KENCARP5, 5e-6)])
 @torch.no_grad()
-def test_van_der_pol_s_stiff_oscillator_is_solved_to_the_tolerance(name: str) -> None:
-    problem = van_der_pol(1e3)
+def test_van_der_pol_s_stiff_oscillator_is_solved_to_the_tolerance(tableau: AdditiveTableau, bound: float) -> None:
+    """The stiff component loses order by the splitting, most with the pair of order 3."""
+    problem, settings = van_der_pol(1e3), {"rtol": 1e-6, "atol": 1e-8, "first_step": 1e-3}
     y0 = torch.tensor([[2.0, -0.6666], [1.8, -0.8]], dtype=torch.float64)
-    solution = solve(AdditiveRungeKutta(PAIRS[name]), problem, y0, 0.0, 0.2, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(solution.y, exact(problem, y0, 0.0, 0.2, "Radau"), rtol=2e-5, atol=2e-6)
-    explicit = solve(DORMAND_PRINCE, problem, y0, 0.0, 0.2, rtol=1e-6, atol=1e-8)
+    solution = solve(AdditiveRungeKutta(tableau), problem, y0, 0.0, 0.2, **settings)
+    torch.testing.assert_close(solution.y, exact(problem, y0, 0.0, 0.2, "Radau"), rtol=bound, atol=bound / 10)
+    explicit = solve(DORMAND_PRINCE, problem, y0, 0.0, 0.2, **settings)
     assert int(solution.accepted.max()) < int(explicit.accepted.max()) / 2
 
 
