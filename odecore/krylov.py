@@ -148,19 +148,20 @@ def _cycle(apply: Operator, b: Tensor, target: Tensor, size: int) -> LinearSolut
     active = tip > target
     vectors = [b / torch.where(tip > 0, tip, 1.0).unsqueeze(1)]
     columns: list[Tensor] = []  # of the triangle that the Hessenberg matrix is rotated to
-    rotations: list[tuple[Tensor, Tensor]] = []
+    rotation = b.new_ones(len(b), 1, 1)  # the product of all rotations so far
     right: list[Tensor] = []  # what the right-hand side is rotated to; its tip is the residual
     while len(columns) < size and bool(active.any()):
         split = orthogonalise(torch.stack(vectors, 1), apply(vectors[-1]))
-        *column, last = _rotated(list(split.coefficients.unbind(1)), rotations)
+        column = (rotation @ split.coefficients.unsqueeze(2)).squeeze(2)
+        last = column[:, -1]
         radius = torch.hypot(last, split.norm)
         useful = active & (radius != 0)
         cosine = torch.where(useful, last / radius, 1.0)
         sine = torch.where(useful, split.norm / radius, 0.0)
-        rotations.append((cosine, sine))
+        rotation = _extended(rotation, cosine, sine)
         # The columns of a sample at rest are those of the identity, and their coefficients zero.
-        columns.append(torch.stack([*(torch.where(useful, entry, 0.0) for entry in column),
-                                    torch.where(useful, radius, 1.0)], 1))
+        columns.append(torch.cat((torch.where(useful.unsqueeze(1), column[:, :-1], 0.0),
+                                  torch.where(useful, radius, 1.0).unsqueeze(1)), 1))
         right.append(torch.where(useful, cosine * tip, 0.0))
         tip = torch.where(useful, -sine * tip, tip)
         vectors.append(split.unit)
@@ -173,8 +174,10 @@ def _cycle(apply: Operator, b: Tensor, target: Tensor, size: int) -> LinearSolut
     return LinearSolution(x, tip.abs(), tip.abs() <= target, len(columns))
 
 
-def _rotated(column: list[Tensor], rotations: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    for i, (cosine, sine) in enumerate(rotations):
-        above, below = column[i], column[i + 1]
-        column[i], column[i + 1] = cosine * above + sine * below, cosine * below - sine * above
-    return column
+def _extended(rotation: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Let a rotation of the last row and of one more follow."""
+    *upper, above = torch.nn.functional.pad(rotation, (0, 1)).unbind(1)
+    below = torch.zeros_like(above)
+    below[:, -1] = 1.0
+    cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)
+    return torch.stack((*upper, cosine * above + sine * below, cosine * below - sine * above), 1)

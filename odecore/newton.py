@@ -212,7 +212,7 @@ class NewtonKrylov:
 
     tolerance: float = 1e-10
     limit: int = 20
-    linear_tolerance: float = 1e-4
+    linear_tolerance: float = 1e-2
     adjoint_tolerance: float = 1e-13
     restart: int = 30
     linear_limit: int = 300

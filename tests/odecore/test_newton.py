@@ -1,4 +1,4 @@
-"""Newton's methods: convergence, evaluations, Jacobians, independence of samples."""
+"""Newton's methods: convergence, evaluations, independence of samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.optimize import root as scipy_root
 from torch import Tensor
 
 from odecore.implicit import root
-from odecore.jacobian import Banded, Dense, Linearisation, Matrices, Structure
+from odecore.jacobian import Dense, Matrices, Structure
 from odecore.newton import Chord, Newton, NewtonKrylov, RootFinder, thresholds
 
 FINDERS: dict[str, RootFinder] = {"newton": Newton(), "chord": Chord(), "krylov": NewtonKrylov()}
@@ -136,35 +136,11 @@ def test_a_change_is_measured_by_component_whole_and_rounding() -> None:
     assert torch.isinf(thresholds(z, torch.full_like(z, torch.inf), 1e-6)).all()
 
 
-@pytest.mark.parametrize(("lower", "upper"), [(1, 1), (0, 0), (2, 0), (1, 3), (7, 7)])
-def test_banded_jacobians_are_dense_ones_in_fewer_evaluations(lower: int, upper: int) -> None:
-    index = torch.arange(8)
-    band = (index[:, None] - index <= lower) & (index - index[:, None] <= upper)
-    matrix = torch.randn(8, 8, dtype=torch.float64, generator=SEED) * band
-    z = torch.randn(3, 8, dtype=torch.float64, generator=SEED)
-    dense, banded = (structure(lambda z: torch.sin(z) @ matrix.mT, z) for structure in (Dense(), Banded(lower, upper)))
-    torch.testing.assert_close(banded.values, dense.values)
-    assert (dense.nfe, banded.nfe) == (8, min(lower + upper + 1, 8))
-
-
-def test_products_with_a_jacobian_and_its_transpose_are_those_of_the_matrix() -> None:
-    z, v = START, torch.randn(5, 4, dtype=torch.float64, generator=SEED)
-    matrices = Dense()(diffusion, z).values
-    linearisation = Linearisation(diffusion, z)
-    torch.testing.assert_close(linearisation.pushed_forward(v), torch.einsum("sij,sj->si", matrices, v))
-    torch.testing.assert_close(linearisation.pulled_back(v), torch.einsum("sij,si->sj", matrices, v))
-
-
-def test_a_constant_function_has_the_jacobian_zero() -> None:
-    linearisation = Linearisation(lambda z: torch.ones_like(z), START)
-    assert not linearisation.pushed_forward(START).any() and not linearisation.pulled_back(START).any()
-
-
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: Newton(tolerance=0.0), "tolerance=0.0"), (lambda: Newton(limit=0), "limit=0"),
     (lambda: Chord(slow=1.0), "slow=1.0"), (lambda: NewtonKrylov(restart=0), "restart=0"),
     (lambda: NewtonKrylov(linear_tolerance=2.0), "linear_tolerance=2.0"),
-    (lambda: NewtonKrylov(linear_limit=0), "linear_limit=0"), (lambda: Banded(-1, 0), "lower=-1")])
+    (lambda: NewtonKrylov(linear_limit=0), "linear_limit=0")])
 def test_numbers_out_of_range_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
