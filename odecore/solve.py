@@ -16,6 +16,7 @@ from odecore.control import INTEGRAL, Controller, Memory
 from odecore.dense import bootstrapped
 from odecore.events import Event, EventFunction, EventWatch, events_of
 from odecore.fetch import fetch_largest
+from odecore.first_step import automatic_first_step
 from odecore.pytree import Tree, on_trees
 from odecore.record import Pieces, Recorder, StatesAt, Taken, Watch
 from odecore.solution import Solution, SolveError, Status, checked
@@ -78,7 +79,8 @@ def solve(
         rtol: relative tolerance of the local error, not negative.
         atol: absolute tolerance of the local error, not negative; not zero together with rtol.
         args: tensors with one row a sample (labels, say), which the field gets of the samples it sees.
-        first_step: length of the first step, in units of t; None for a hundredth of the interval.
+        first_step: length of the first step, in units of t; None chooses one for each sample, by two
+            evaluations (:func:`~odecore.first_step.automatic_first_step`).
         max_steps: most attempts, accepted or not.
         controller: how step sizes follow from errors.
         norm: how the error of a sample is measured.
@@ -114,6 +116,9 @@ def solve(
     """
     samples = check_states(y0, args)
     check_tolerances(rtol, atol)
+    if stepper.error_order < 1:
+        raise ValueError("stepper estimates no error (error_order=0): give it a grid, in odecore.integrate, or let "
+                         "odecore.half_steps estimate its error")
     _check(first_step, max_steps, shortest, longest)
     begin, end = times_of("t0", t0, samples), times_of("t1", t1, samples)
     result = y0.float() if y0.dtype in HALF else y0
@@ -123,7 +128,7 @@ def solve(
     recorder = _recorder(ts, dense, watch if events is None else events, begin, end, result)
     stops: list[tuple[Tensor, Tensor]] = []
     t, direction, length = begin.clone(), torch.sign(end - begin), (end - begin).abs()
-    h = (length * 0.01 if first_step is None else torch.full_like(t, float(first_step))).clamp(shortest, longest)
+    h = torch.full_like(t, math.nan if first_step is None else first_step)
     memory = controller.start(samples)
     status = torch.full((samples,), -1)
     accepted, rejected = torch.zeros_like(status), torch.zeros_like(status)
@@ -135,6 +140,11 @@ def solve(
     carry: Carry = ()
     if len(rows):
         carry, nfe = stepper.start(active, t[rows], y)
+    if len(rows) and first_step is None:
+        automatic = automatic_first_step(active, t[rows], direction[rows], y, stepper.error_order,
+                                         lambda value, magnitude: norm(value, magnitude, rtol, atol))
+        h[rows], nfe = torch.minimum(automatic.length, length[rows]), nfe + automatic.nfe
+    h = h.clamp(shortest, longest)
     attempt = 0
     while len(rows) and attempt < max_steps:
         attempt += 1
