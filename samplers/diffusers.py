@@ -24,13 +24,11 @@ from samplers.diffusers_clock import Clock, index_of
 from samplers.diffusers_config import SUPPORTED, class_of, translated
 from samplers.diffusers_run import Run
 from samplers.diffusers_spacing import EDM_CLASSES, is_flow, spacing, times_of_sigmas
-from samplers.dpm_solver import RULES
 from samplers.grids import Times
 from samplers.guidance import threshold
 from samplers.published import solver_with_weights
 from samplers.registry import grid_named
 from samplers.restart import restart
-from samplers.variables import VARIABLES
 from scoremodels.diffusers_config import schedule_from_diffusers
 
 _OWN_STAGES = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s", "edm-heun")
@@ -327,9 +325,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         assert self.plan is not None
         rows = self.plan.rows
         if begin > 0:
-            variable = VARIABLES[self._solver.variable](self.schedule, self._plan_prediction)
-            rule = RULES[self._solver.rule.replace("singlestep", "multistep")]
-            rows = (*rows[:begin], *restart(rows, begin, variable, rule))
+            rest = restart(self.plan, begin, self._solver, self.schedule, self._plan_prediction)
+            rows = (*rows[:begin], *rest)
         if not self.config.thresholding:
             return Run(rows, begin, self.plan.depth)
         weights = self._to_sample

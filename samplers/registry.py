@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from samplers import ddim, dpm_solver, edm, grids
+from samplers import ddim, deis, dpm_solver, edm, grids, ipndm, lms, unipc
 from samplers.grids import Grid
 from samplers.solver import AdaptiveSolver, Solver
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 _ALL: tuple[Solver | AdaptiveSolver, ...] = (
     edm.EULER_SOLVER, ddim.DDIM, ddim.DDPM, *dpm_solver.SINGLESTEP, *dpm_solver.MULTISTEP, *dpm_solver.PLUS_PLUS,
-    edm.EDM_HEUN,
+    edm.EDM_HEUN, *ipndm.IPNDM, *lms.LMS, *deis.DEIS, *unipc.UNIPC,
     AdaptiveSolver("dpm-solver-12", 2, "Lu et al. 2022, arXiv:2206.00927"),
     AdaptiveSolver("dpm-solver-23", 3, "Lu et al. 2022, arXiv:2206.00927"),
 )

@@ -67,7 +67,8 @@ class Solver:
         grid: name of its usual grid on variance-preserving schedules.
         end: "clean" or "minimum"; where it usually ends.
         sigma_grid: name of its usual grid on schedules in σ (EDM, VE).
-        rule: the quadrature of its predictions, a name out of :data:`samplers.dpm_solver.RULES`.
+        rule: the quadrature of its predictions, a name out of :data:`samplers.dpm_solver.RULES`; None for a solver
+            of one row a step that has another, and is built anew for a run that starts in the middle.
         least_nfe: fewest evaluations that it can spend.
         stochastic: whether its rows add noise.
         source: the paper.
@@ -80,7 +81,7 @@ class Solver:
     grid: str = "log-snr"
     end: str = "clean"
     sigma_grid: str = "karras"
-    rule: str = "exact"
+    rule: str | None = "exact"
     least_nfe: int = 1
     stochastic: bool = False
     source: str = ""

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from eval.order import MixtureProblem, convergence_order, smooth, solver_order, table, uniform
+from eval.order import BUDGETS, MixtureProblem, convergence_order, smooth, solver_order, table, uniform
 from samplers.adaptive import EmbeddedDPMSolver
 from samplers.registry import SOLVERS
 from scoremodels.schedule import EDM, ContinuousVP, DiscreteVP, RectifiedFlow
+
+LATE = {"ipndm-3", "lms-4", "deis-4", "unipc-2"}
+"""Solvers whose leading error term prevails only with twice the steps."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,8 @@ def test_the_reference_is_accurate_to_1e_10(problem: MixtureProblem) -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_solvers_converge_at_their_order(name: str, problem: MixtureProblem) -> None:
-    assert solver_order(name, problem).order == pytest.approx(SOLVERS[name].order, abs=0.15)
+    budgets = [nfe * (1 + (name in LATE)) for nfe in BUDGETS]
+    assert solver_order(name, problem, budgets=budgets).order == pytest.approx(SOLVERS[name].order, abs=0.15)
 
 
 @pytest.mark.parametrize("schedule", [DiscreteVP.linear(), EDM(), RectifiedFlow()], ids=lambda s: type(s).__name__)
