@@ -32,9 +32,10 @@ def total_derivatives(field: Field, y: Tensor, t: Tensor, order: int) -> list[Te
     Raises:
         ValueError: an order below 1.
 
-    Cost: ``order`` calls of the field, the k-th on k - 1 nested dual numbers, so that the arithmetic
-        is that of ``2^order - 1`` evaluations: cheap up to order six or so. (Taylor arithmetic, with
-        order² growth, needs a rule for every operation, which torch lacks.)
+    Cost: ``order`` calls of the field, the k-th on k - 1 nested dual numbers. Every nesting takes a
+        product to two or three, so the arithmetic grows by a factor of about three an order: measured
+        on a network of two layers, that of 4, 14, 40, 99 and 305 evaluations for orders 2 to 6. (Taylor
+        arithmetic, which grows as order², needs a rule for every operation, which torch lacks.)
 
     Source: Griewank & Walther 2008, Evaluating derivatives, chapter 13, doi:10.1137/1.9780898717761.
     """
@@ -68,8 +69,8 @@ class Taylor:
     Raises:
         ValueError: an order below 1.
 
-    Cost: p calls of the field a step, with the arithmetic of ``2^p - 1`` evaluations; see
-        :func:`total_derivatives`. p + 1 tensors like y for the dense output.
+    Cost: p calls of the field a step, which are counted as p evaluations and take the arithmetic of
+        about 3^p / 2 of them (:func:`total_derivatives`). p + 1 tensors like y for the dense output.
 
     Source: Hairer, Nørsett & Wanner 1993, Solving ordinary differential equations I, section I.8.
     """
