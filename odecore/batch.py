@@ -46,11 +46,11 @@ def partial_step(
 ) -> Step:
     """Step the samples whose interval is not empty; the others stay as they are and are not evaluated."""
     moving = (t0 != t1).detach()
+    if not bool(moving.any()):
+        return Step(y, carry, torch.zeros_like(y), y.abs(), 0)
     if bool(moving.all()):
         return stepper.step(bound(field, args, dtype), t0, t1, y, carry)
     rows = moving.nonzero().squeeze(1)
-    if len(rows) == 0:
-        return Step(y, carry, torch.zeros_like(y), y.abs(), 0)
     y_rows, *carry_rows = rows_of((y, *carry), rows)
     step = stepper.step(bound(field, rows_of(args, rows), dtype), t0[rows], t1[rows], y_rows, tuple(carry_rows))
 
