@@ -154,7 +154,7 @@ def nodes_of(times: Times, samples: int) -> Tensor:
 def _cause(step: Step) -> Tensor:
     """How a step went for each sample, on the device."""
     def everywhere(flags: Tensor) -> Tensor:
-        return flags.reshape(len(flags), -1).all(1)
+        return flags.reshape(len(flags), flags.shape[1:].numel()).all(1)
 
     converged = everywhere(~torch.isinf(step.error))
     status = torch.where(converged, int(Status.FINISHED), int(Status.NOT_CONVERGED))

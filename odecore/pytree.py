@@ -39,7 +39,9 @@ class Layout:
             raise ValueError("y0 holds no tensors: give one at least")
         first = leaves[0][1]
         for name, leaf in leaves:
-            if leaf.ndim < 1 or len(leaf) != len(first):
+            if leaf.ndim < 1:
+                raise ValueError(f"{name} has shape (): give one row for each sample")
+            if len(leaf) != len(first):
                 raise ValueError(f"{name} has shape {tuple(leaf.shape)}: give all tensors {len(first)} samples, as the "
                                  "first one has")
             if leaf.dtype != first.dtype:

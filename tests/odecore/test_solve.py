@@ -14,6 +14,7 @@ from torch import Tensor
 
 from odecore.control import INTEGRAL, PI, PID, Controller
 from odecore.embedded import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, EmbeddedPair
+from odecore.record import Taken
 from odecore.solve import Norm, Solution, SolveError, Status, larger_tolerance, solve, summed_tolerance
 from odecore.stepper import Step
 from odecore.tableaus import Tableau
@@ -218,6 +219,35 @@ def test_an_overflowing_trial_step_is_repeated_shorter() -> None:
     solution = run(field=lambda y, t: -y**3, y0=torch.full((1, 1), 100.0), first_step=3.0, rtol=1e-5, atol=1e-6)
     assert solution.status.item() == Status.FINISHED and solution.rejected.item() > 0
     assert solution.y.item() == pytest.approx((2 * 3.0 + 1e-4) ** -0.5, rel=1e-3)
+
+
+def test_a_trial_step_that_overflows_leaves_no_trace_in_the_gradient() -> None:
+    y0 = torch.tensor([[1e-3], [1e4]], dtype=torch.float32, requires_grad=True)
+    k = torch.tensor(1.0, requires_grad=True)
+    solution = run(field=lambda y, t: -k * y**3, y0=y0, t1=1.0, first_step=1.0, rtol=1e-5, atol=1e-7,
+                   ts=torch.tensor([0.5, 1.0]))
+    assert solution.accepted[0] == 1 and solution.rejected[1] > 0
+    gradient = torch.autograd.grad(solution.y.sum(), (y0, k))
+    exact = [value.detach().double().requires_grad_() for value in (y0, k)]
+    expected = torch.autograd.grad((exact[0] ** -2 + 2 * exact[1]).rsqrt().sum(), exact)
+    torch.testing.assert_close([g.double() for g in gradient], list(expected), rtol=1e-3, atol=1e-6)
+
+
+def test_a_watcher_sees_each_accepted_step_and_may_stop_samples_within_it() -> None:
+    steps: list[tuple[list[int], Tensor]] = []
+
+    def watch(taken: Taken) -> Tensor:
+        steps.append((taken.rows.tolist(), taken.t1))
+        stop = torch.where(taken.rows == 1, 1.25, 9.0)
+        return torch.where((taken.t0 < stop) & (stop <= taken.t1), stop, math.nan)
+
+    y0 = torch.tensor([[0.3], [2.0]], dtype=torch.float64)
+    solution = run(y0=y0, watch=watch, ts=torch.tensor([1.0, 1.25, 2.0]), dense=True)
+    assert solution.status.tolist() == [Status.FINISHED, Status.STOPPED] and solution.t.tolist() == [3.0, 1.25]
+    torch.testing.assert_close(solution.y[1], forced_solution(y0[1], 1.25), rtol=0, atol=1e-6)
+    assert torch.equal(solution.ys[1, 1], solution.y[1]) and torch.isnan(solution.ys[1, 2]).all()
+    assert sum(0 in rows for rows, _ in steps) == int(solution.accepted[0])
+    assert torch.equal(solution.dense(torch.tensor([[3.0], [1.25]]))[:, 0], solution.y)
 
 
 def test_a_solution_that_blows_up_is_given_up_where_it_does() -> None:
