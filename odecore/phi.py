@@ -79,8 +79,8 @@ def phis(k: int, z: Tensor) -> tuple[Tensor, ...]:
     # The branch that is not taken gets a harmless argument, so that no gradient turns NaN.
     levels = max(4, math.ceil(math.log2(2 * k + 1)))
     near = wide.abs() < 2.0**levels
-    inside = _doubled(k, torch.where(near, wide, torch.zeros_like(wide)) / 2.0**levels, levels, torch.mul,
-                      torch.ones_like(wide))
+    inside = _doubled(k, torch.where(near, wide, torch.zeros_like(wide)) / 2.0**levels, None, torch.mul,
+                      torch.ones_like(wide), levels)
     outside = _recurred(k, torch.where(near, torch.full_like(wide, 2.0**levels), wide))
     return tuple(torch.where(near, one, other) for one, other in zip(inside, outside, strict=True))
 
@@ -121,12 +121,14 @@ def phis_dense(k: int, A: Inexact[Tensor, "*batch n n"]) -> tuple[Tensor, ...]: 
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"A has shape {tuple(A.shape)}: give square matrices")
     wide = A.to(_wide(A))
-    norm = float(torch.linalg.matrix_norm(wide.detach(), 1).max()) if A.numel() else 0.0
-    if not math.isfinite(norm):
+    norms = torch.linalg.matrix_norm(wide.detach(), 1)
+    most = float(norms.max()) if A.numel() else 0.0
+    if not math.isfinite(most):
         raise ValueError("A holds non-finite values: give finite matrices")
-    levels = max(0, math.ceil(math.log2(norm))) if norm > 0 else 0
+    # Each matrix is doubled as often as its own norm asks for: more would cost it digits.
+    doublings = norms.clamp(min=1.0).log2().ceil()[..., None, None]
     identity = torch.eye(A.shape[-1], dtype=wide.dtype, device=A.device).expand_as(wide)
-    return tuple(_doubled(k, wide / 2.0**levels, levels, torch.matmul, identity))
+    return tuple(_doubled(k, wide / 2.0**doublings, doublings, torch.matmul, identity, math.ceil(math.log2(most + 1))))
 
 
 def moments(h: float, rate: Rate, count: int) -> tuple[Rate, ...]:
@@ -255,9 +257,9 @@ def _gauss_legendre() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return (points + 1.0) / 2.0, weights / 2.0
 
 
-def _doubled(k: int, z: Tensor, levels: int, product: Callable[[Tensor, Tensor], Tensor],
-             one: Tensor) -> list[Tensor]:
-    """``φ_0, …, φ_k`` at ``2^levels z`` for |z| ≤ 1 by Taylor series and doubling.
+def _doubled(k: int, z: Tensor, doublings: Tensor | None, product: Callable[[Tensor, Tensor], Tensor], one: Tensor,
+             most: int) -> list[Tensor]:
+    """``φ_0, …, φ_k`` at ``2^doublings z`` for |z| ≤ 1 by Taylor series and doubling; None doubles all, ``most`` times.
 
     ``φ_j(2z) = 2^{-j} (φ_0(z) φ_j(z) + Σ_{i=1..j} φ_i(z)/(j-i)!)``: for real z all terms are positive.
     """
@@ -267,9 +269,11 @@ def _doubled(k: int, z: Tensor, levels: int, product: Callable[[Tensor, Tensor],
     values = [last]  # φ_k, and below it φ_{j} = 1/j! + z φ_{j+1}, which loses nothing on |z| ≤ 1 but where φ_j is small
     for j in range(k - 1, -1, -1):
         values.insert(0, one / math.factorial(j) + product(z, values[0]))
-    for _ in range(levels):
-        values = [2.0**-j * sum((values[i] / math.factorial(j - i) for i in range(1, j + 1)),
-                                start=product(values[0], values[j])) for j in range(k + 1)]
+    for level in range(most):
+        doubled = [2.0**-j * sum((values[i] / math.factorial(j - i) for i in range(1, j + 1)),
+                                 start=product(values[0], values[j])) for j in range(k + 1)]
+        values = doubled if doublings is None else [
+            torch.where(level < doublings, new, old) for new, old in zip(doubled, values, strict=True)]
     return values
 
 
