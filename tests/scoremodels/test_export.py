@@ -83,3 +83,19 @@ def test_a_run_of_another_model_is_refused(export: ModuleType, run: Path, tmp_pa
 def test_a_folder_without_a_run_is_refused(export: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         export.export("edm", tmp_path, tmp_path / "out", nfe=1, num=0, quality=None)
+
+
+@pytest.mark.parametrize("run", ["edm"], indirect=True)
+def test_renewing_a_card_changes_its_grid_and_its_quality_alone(export: ModuleType, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export.export("edm", run, out, nfe=1, num=0, quality=None)
+    card, picture = (out / "README.md").read_text(), (out / "samples.png").read_bytes()
+    weights = (out / "model.safetensors").read_bytes()
+    export.renew(out, nfe=2, num=0)
+    assert (out / "README.md").read_text() == card
+    assert (out / "samples.png").read_bytes() != picture and (out / "model.safetensors").read_bytes() == weights
+
+
+def test_a_folder_without_a_card_cannot_be_renewed(export: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no card"):
+        export.renew(tmp_path, nfe=1, num=0)
