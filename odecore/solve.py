@@ -69,6 +69,10 @@ def solve(
     smaller batch. A step is accepted where its error ratio is at most 1; a non-finite one is
     repeated shorter, and the sample given up where no shorter step is left.
 
+    Under :func:`torch.func.vmap` the mapped copies of a sample share its steps, which are short enough
+    for all of them, and it ends where one of them fails; copies that should step each for itself are
+    further samples.
+
     Args:
         stepper: the method.
         field: ``field(y, t, *args) -> value`` of the shape of y.
@@ -80,7 +84,8 @@ def solve(
         atol: absolute tolerance of the local error, not negative; not zero together with rtol.
         args: tensors with one row a sample (labels, say), which the field gets of the samples it sees.
         first_step: length of the first step, in units of t; None chooses one for each sample, by two
-            evaluations (:func:`~odecore.first_step.automatic_first_step`).
+            evaluations (:func:`~odecore.first_step.automatic_first_step`). Needed where the stepper's
+            field is not the derivative.
         max_steps: most attempts, accepted or not.
         controller: how step sizes follow from errors.
         norm: how the error of a sample is measured.
@@ -245,7 +250,7 @@ def _root_mean_square(error: Tensor, tolerance: Tensor) -> Tensor:
 def _causes(step: Step, ratio: Tensor) -> Tensor:
     """Why each sample's step was rejected; waits for the device, so it is asked only where samples are given up."""
     def anywhere(flags: Tensor) -> Tensor:
-        return flags.reshape(len(flags), -1).any(1).cpu()
+        return fetch_largest(flags.reshape(len(flags), -1).any(1))
 
     unfinished = anywhere(torch.isinf(step.error)) & ~anywhere(~torch.isfinite(step.y))
     failed = torch.where(unfinished, int(Status.NOT_CONVERGED), int(Status.NON_FINITE))
