@@ -76,8 +76,8 @@ DESCRIPTIONS = {
         "diffusers' `UNet2DModel`: widths 16, 32, 96, one layer a block, attention at the lowest resolution",
         "mean squared error of ε, weighted by 1 + 4 σ²/α², with log σ/α ~ N(-0.4, 1.6²) and a quarter of the timesteps "
         "uniform from 650 to 999. Three runs went before: `ddpm`, 4,687 steps of 64 images at uniform timesteps "
-        "without weights; 3,700 steps with weights of at most 100; 3,500 steps as this run, half of them with weights of at "
-        "most 400",
+        "without weights; 3,700 steps with weights of at most 100; 3,500 steps as this run, half of them with weights "
+        "of at most 400",
         """from diffusers import DDPMPipeline
 from samplers.diffusers import FewStepScheduler
 from scoremodels.loaders import model_folder
