@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from odecore.adams import Adams, adams_bashforth, adams_bashforth_moulton, integrals
+from odecore.checkpointed import solve_checkpointed
 from odecore.control import PI
 from odecore.integrate import integrate
 from odecore.phi import exponential_weights
@@ -191,6 +192,18 @@ def test_gradients_are_those_of_finite_differences(stepper: Adams) -> None:
         return integrate(stepper, lambda y, t: torch.sin(k * y) + torch.cos(3 * t).reshape(-1, 1), y0, times).y
 
     assert torch.autograd.gradcheck(final, (y0, k, times.requires_grad_()))
+
+
+def test_the_history_survives_checkpoints() -> None:
+    """Whose replays hand the carry, numbers and times among it, from step to step."""
+    y0 = torch.tensor([[0.3, -1.0], [1.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    options: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
+    interval = (lambda y, t: torch.sin(y) + torch.cos(3 * t).reshape(-1, 1), y0, 0.0, 1.0)
+    direct = solve(adams_bashforth_moulton(4), *interval, **options).y
+    replayed = solve_checkpointed(adams_bashforth_moulton(4), *interval, states=3, **options)
+    torch.testing.assert_close(replayed, direct, rtol=1e-14, atol=1e-14)
+    gradients = [torch.autograd.grad(y.square().sum(), y0)[0] for y in (direct, replayed)]
+    torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-14)
 
 
 def test_complex_states_turn() -> None:
