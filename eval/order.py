@@ -1,22 +1,26 @@
 """Measured orders of convergence: the regression slope of the error against the number of steps.
 
-``python -m eval.order`` prints them for every solver, on the probability-flow ODE of a Gaussian mixture.
+``python -m eval.order`` prints them for every solver, on the probability-flow ODE of a Gaussian mixture,
+and those of :mod:`eval.order_ode` and :mod:`eval.order_sde`; ``python -m eval.order ode`` one table alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from eval import order_ode, order_sde
+from eval.convergence import Convergence, convergence_order
 from odecore.plan import Plan, execute
 from samplers.adaptive import EmbeddedDPMSolver
 from samplers.compile import compile_plan
@@ -29,47 +33,8 @@ from scoremodels.schedule import ContinuousVP, NoiseSchedule
 Ramp = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Maps equal parts of [0, 1] to parts of an interval."""
 
-ROUNDING = 1e-12
-"""Errors below this say more about rounding than about a method."""
-
 BUDGETS = (60, 84, 120, 168)
 """Network evaluations of each measurement."""
-
-
-class Convergence(NamedTuple):
-    """A measured order.
-
-    Attributes:
-        order: negative slope of log(error) against log(steps), by least squares.
-        steps: numbers of steps.
-        errors: the error of each.
-    """
-
-    order: float
-    steps: tuple[int, ...]
-    errors: tuple[float, ...]
-
-
-def convergence_order(error: Callable[[int], float], steps: Sequence[int]) -> Convergence:
-    """Measure an order of convergence: ``error ≈ C steps^{-order}``.
-
-    Args:
-        error: error of the solution with so many steps.
-        steps: at least four numbers of steps, increasing.
-
-    Returns:
-        The slope and the table that it was fitted to.
-
-    Raises:
-        ValueError: too few numbers of steps, or an error that is not finite or within rounding.
-    """
-    if len(steps) < 4 or any(b <= a for a, b in zip(steps[:-1], steps[1:], strict=True)) or steps[0] < 1:
-        raise ValueError(f"steps={list(steps)}: give at least four increasing numbers of steps")
-    errors = tuple(float(error(n)) for n in steps)
-    if not all(ROUNDING < e < math.inf for e in errors):
-        raise ValueError(f"errors={errors} at steps={list(steps)}: they must be finite and above {ROUNDING}, or the "
-                         "slope says nothing; take fewer steps")
-    return Convergence(-float(np.polyfit(np.log(steps), np.log(errors), 1)[0]), tuple(steps), errors)
 
 
 @dataclass(frozen=True)
@@ -238,5 +203,26 @@ def table(problem: MixtureProblem) -> str:
     return "\n".join(lines)
 
 
+def main() -> None:
+    """Print the tables asked for: of samplers' solvers, of odecore's methods, of stochastic ones."""
+    parser = argparse.ArgumentParser(description="Measure orders of convergence.")
+    parser.add_argument("tables", nargs="*", metavar="table", help="samplers, ode or sde; all if none is named")
+    chosen = parser.parse_args().tables or ["samplers", "ode", "sde"]
+    if unknown := set(chosen) - {"samplers", "ode", "sde"}:
+        parser.error(f"no table {', '.join(sorted(unknown))}: choose from samplers, ode, sde")
+    console = Console(width=150)  # what the widest table needs, on a terminal or not
+    if "samplers" in chosen:
+        print(table(MixtureProblem(ContinuousVP())))
+    if "ode" in chosen:
+        with console.status("Measuring") as status:
+            lines = []
+            for method in order_ode.methods():
+                status.update(f"Measuring {method.name}")
+                lines.append(order_ode.sweep(method))
+        console.print(order_ode.table(lines))
+    if "sde" in chosen:
+        console.print(order_sde.table(order_sde.strong_orders()))
+
+
 if __name__ == "__main__":
-    print(table(MixtureProblem(ContinuousVP())))
+    main()
