@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from odecore.embedded import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, EmbeddedPair
+from odecore.embedded import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE
 from odecore.plan import combine
-from odecore.stepper import Carry, Dense, Field, Step, column, send
+from odecore.stepper import Carry, Dense, Field, Step, Stepper, column, send
 
 HIGHEST_ORDER = 8
 """Order of the highest Runge–Kutta method that starts an Adams method."""
@@ -67,7 +67,7 @@ class Adams:
         return self.slopes + 1
 
     @property
-    def starter(self) -> EmbeddedPair:
+    def starter(self) -> Stepper:
         """The Runge–Kutta pair of the first steps, whose last slope is the first of the next step."""
         return next(pair for pair in (BOGACKI_SHAMPINE, DORMAND_PRINCE, DOP853) if pair.tableau.order >= self.order)
 
@@ -101,19 +101,19 @@ class Adams:
         corrector = integrals(with_end)
         length, end = column(t1 - t0, y), send(t1, y.device)
 
-        predicted = torch.addcmul(y, length, combine(_columns(predictor.sum(2)[:, 1:], y), slopes))
+        predicted = torch.addcmul(y, length, combine(columns(predictor.sum(2)[:, 1:], y), slopes))
         values = [field(predicted, end), *slopes]
         if self.corrected:
-            new = torch.addcmul(y, length, combine(_columns(corrector.sum(2), y), values))
+            new = torch.addcmul(y, length, combine(columns(corrector.sum(2), y), values))
             slope, advancing = field(new, end), corrector
             lower = pad(integrals(with_end[:, :-1]).sum(2), (0, 1))
         else:
             new, slope, advancing = predicted, values[0], predictor
             lower = predictor.sum(2)
-        error = length * combine(_columns(corrector.sum(2) - lower, y), values)
+        error = length * combine(columns(corrector.sum(2) - lower, y), values)
 
         def dense() -> Dense:
-            powers = [length * combine(_columns(power, y), values) for power in advancing.unbind(2)]
+            powers = [length * combine(columns(power, y), values) for power in advancing.unbind(2)]
             return Dense(torch.stack((y, *powers), 1), 0)
 
         return Step(new, (slope,), error, torch.maximum(y.abs(), new.abs()), 1 + self.corrected, dense=dense)
@@ -160,7 +160,7 @@ def integrals(nodes: Tensor) -> Tensor:
     return coefficients / torch.arange(1, count + 1, dtype=nodes.dtype)
 
 
-def _columns(weights: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+def columns(weights: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     """One factor of ``like`` for each column of a host matrix with one row a sample."""
     sent = send(weights.to(like.dtype), like.device)
     return sent.reshape(*weights.shape, *[1] * (like.ndim - 1)).unbind(1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from odecore.exponential_tableaus import ExponentialTableau
 from odecore.phi import exponential_weights
 from odecore.plan import Row, Weight
+from odecore.schemes.exponential_runge_kutta import exponential_runge_kutta
 from odecore.schemes.runge_kutta import runge_kutta
 from odecore.schemes.variable import Node, Rule, Variable
 from odecore.tableaus import DOP853, DORMAND_PRINCE, EULER, HEUN, KUTTA3, RK4, Tableau
@@ -14,7 +16,7 @@ _STARTS = (EULER, HEUN, KUTTA3, RK4, DORMAND_PRINCE, DOP853)
 
 
 def adams_bashforth(
-    variable: Variable, times: Sequence[float], order: int, *, start: Tableau | None = None,
+    variable: Variable, times: Sequence[float], order: int, *, start: Tableau | ExponentialTableau | None = None,
     rule: Rule = exponential_weights,
 ) -> tuple[Row, ...]:
     """Turn a grid into the rows of an Adams–Bashforth scheme of one order from the first step on.
@@ -27,7 +29,8 @@ def adams_bashforth(
         variable: the change of variables; ``ode()`` gives the classical scheme.
         times: N + 1 network times, on any grid.
         order: between 1 and 8, and at most N.
-        start: Runge–Kutta method of the first steps; None for one of the same order or more.
+        start: Runge–Kutta method of the first steps, an exponential one where the rate is stiff; None for
+            a classical one (Lawson's, with a rate) of the same order or more.
         rule: weights of the quadrature; the default is exact.
 
     Raises:
@@ -47,7 +50,7 @@ def adams_bashforth(
 
 
 def adams_bashforth_moulton(
-    variable: Variable, times: Sequence[float], order: int, *, start: Tableau | None = None,
+    variable: Variable, times: Sequence[float], order: int, *, start: Tableau | ExponentialTableau | None = None,
     rule: Rule = exponential_weights,
 ) -> tuple[Row, ...]:
     """Turn a grid into the rows of a predictor–corrector scheme (PECE).
@@ -60,7 +63,7 @@ def adams_bashforth_moulton(
         variable: the change of variables; ``ode()`` gives the classical scheme.
         times: N + 1 network times, on any grid.
         order: between 2 and 8, and at most N + 1.
-        start: Runge–Kutta method of the first ``order - 2`` steps; None for one of the same order or more.
+        start: Runge–Kutta method of the first ``order - 2`` steps, as in :func:`adams_bashforth`.
         rule: weights of the quadrature; the default is exact.
 
     Raises:
@@ -85,7 +88,8 @@ def adams_bashforth_moulton(
 
 
 def _started(
-    variable: Variable, times: Sequence[float], order: int, steps: int, start: Tableau | None
+    variable: Variable, times: Sequence[float], order: int, steps: int,
+    start: Tableau | ExponentialTableau | None,
 ) -> tuple[list[Row], list[Node], list[int]]:
     """Rows of the first steps, the nodes of the grid, and in which rows the predictions at them were made."""
     if order not in range(1, _STARTS[-1].order + 1):
@@ -94,8 +98,12 @@ def _started(
         raise ValueError(f"times has {len(times)} entries: order {order} needs {steps + 2} or more, for {steps} "
                          "starting steps and one of its own")
     tableau = next(t for t in _STARTS if t.order >= order) if start is None else start
-    rows = list(runge_kutta(variable, times[:steps + 1], [tableau] * steps))
-    return rows, [variable.at_time(t) for t in times], [tableau.stages * i for i in range(steps)]
+    if isinstance(tableau, ExponentialTableau):
+        rows = list(exponential_runge_kutta(variable, times[:steps + 1], [tableau] * steps))
+    else:
+        rows = list(runge_kutta(variable, times[:steps + 1], [tableau] * steps))
+    stages = len(rows) // max(steps, 1)
+    return rows, [variable.at_time(t) for t in times], [stages * i for i in range(steps)]
 
 
 def _weights(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import Tensor
+
 from odecore.phi import exponential_weights
 from odecore.plan import Weight
 
@@ -58,6 +60,10 @@ class Variable:
         Raises:
             ValueError: the solution's scale is zero at the start.
         """
+        if isinstance(start.gain, float) and start.gain == end.gain and math.isfinite(end.clock - start.clock):
+            # Then s is e^{-rate τ} itself, which may underflow where the ratio does not.
+            exponent = self.rate * (start.clock - end.clock)
+            return exponent.exp() if isinstance(exponent, Tensor) else math.exp(exponent)
         if isinstance(start.scale, float) and start.scale == 0.0:
             raise ValueError(f"no step can start at t={start.t}, where the solution's scale is zero: choose a solver "
                              "that interpolates the data, or a later start")
