@@ -17,7 +17,7 @@ from odecore.plan import Row
 from samplers.lms import lms
 from samplers.multistep import checked_order, from_pure_noise, multistep, step_orders
 from samplers.solver import Path, Solver
-from scoremodels.schedule import EDM, VE, ContinuousVP, DiscreteVP, NoiseSchedule
+from scoremodels.schedule import ContinuousVP, DiscreteVP, NoiseSchedule
 
 Times = NDArray[np.float64]
 
@@ -35,8 +35,9 @@ def deis(order: int, polynomial: str = "time", *, taper_below: int = 0) -> Solve
     Args:
         order: 1 to 4; 1 is DDIM.
         polynomial: "time" (tAB-DEIS), "ratio" (ρAB-DEIS, which is :func:`samplers.lms.lms`) or
-            "log-ratio" (diffusers' ``DEISMultistepScheduler``). Where the network's time is σ (EDM, VE),
-            "time" is that of the continuous variance-preserving process at the same σ/α.
+            "log-ratio" (diffusers' ``DEISMultistepScheduler``). On schedules that preserve no variance
+            (EDM, VE, flows) "time" is that of the continuous variance-preserving process at the same σ/α;
+            over a flow's own time, which hardly moves near pure noise, extrapolation goes astray.
         taper_below: the order falls over the last steps where fewer evaluations than this are spent.
 
     Raises:
@@ -50,7 +51,8 @@ def deis(order: int, polynomial: str = "time", *, taper_below: int = 0) -> Solve
         return lms(order, taper_below=taper_below)
     if polynomial == "time":
         build = partial(_over_time, order=checked_order(order), taper_below=taper_below)
-        return Solver(f"deis-{order}", order, build, "plain", rule=None, source=_SOURCE)
+        return Solver(f"deis-{order}", order, build, "plain", grid="karras", rule=None,
+                      source=_SOURCE)
     if polynomial == "log-ratio":
         logarithmic = partial(multistep, variable="noise", order=checked_order(order), taper_below=taper_below)
         return Solver(f"deis-log-{order}", order, logarithmic, "noise", end="minimum", source=_SOURCE)
@@ -61,11 +63,11 @@ def _over_time(path: Path, nfe: int, *, order: int, taper_below: int) -> tuple[t
     times = path.times(nfe)
     orders = step_orders(path, "plain", times, order, taper_below=taper_below)
     plain, process = path.variable("plain"), _process(path.schedule)
-    places = times if process is path.schedule else _times_of(path.schedule, process, times)
     rows = list(from_pure_noise(path, times))
     for i in range(len(rows), nfe):
         start, end = plain.at_time(times[i]), plain.at_time(times[i + 1])
-        weights = time_weights(process, places[i + 1], places[i - orders[i] + 1:i + 1][::-1])
+        *past, ahead = _times_of(path.schedule, process, times[i - orders[i] + 1:i + 2])
+        weights = time_weights(process, ahead, past[::-1])
         rows.append(Row(start.t, end.t, plain.to_prediction(start.t),
                         (plain.decay(start, end), 0.0, *(end.gain * w for w in weights))))
     return tuple(rows), times
@@ -73,11 +75,13 @@ def _over_time(path: Path, nfe: int, *, order: int, taper_below: int) -> tuple[t
 
 def _process(schedule: NoiseSchedule) -> NoiseSchedule:
     """The process whose time the polynomials are over."""
-    return ContinuousVP() if isinstance(schedule, EDM | VE) else schedule
+    return schedule if isinstance(schedule, DiscreteVP | ContinuousVP) else ContinuousVP()
 
 
 def _times_of(schedule: NoiseSchedule, process: NoiseSchedule, times: Sequence[float]) -> list[float]:
-    return [float(process.time_of_ratio(schedule.ratio(t))) for t in times]
+    """Translate times to those of the process at the same σ/α."""
+    return list(times) if process is schedule else [
+        float(process.time_of_ratio(schedule.ratio(t))) for t in times]
 
 
 def time_weights(schedule: NoiseSchedule, end: float, nodes: Sequence[float]) -> list[float]:

@@ -42,7 +42,8 @@ def ipndm(order: int, *, taper_below: int = 0) -> Solver:
         arXiv:2202.09778, whose Runge–Kutta start it leaves out.
     """
     build = partial(multistep, variable="plain", order=checked_order(order), rule=equal_steps, taper_below=taper_below)
-    return Solver(f"ipndm-{order}", min(order, 2), build, "plain", rule=None,
+    grid = "log-snr" if order == 4 else "karras"  # as measured on the embedded DDPM and flow models
+    return Solver(f"ipndm-{order}", min(order, 2), build, "plain", grid, rule=None,
                   source="Zhang & Chen 2022, arXiv:2204.13902")
 
 

@@ -30,7 +30,7 @@ def lms(order: int, *, taper_below: int = 0) -> Solver:
     Source: k-diffusion's ``sample_lms``; ρAB-DEIS, Zhang & Chen 2022, arXiv:2204.13902, section 3.3.
     """
     build = partial(multistep, variable="plain", order=checked_order(order), taper_below=taper_below)
-    return Solver(f"lms-{order}", order, build, "plain", source="Zhang & Chen 2022, arXiv:2204.13902")
+    return Solver(f"lms-{order}", order, build, "plain", grid="karras", source="Zhang & Chen 2022, arXiv:2204.13902")
 
 
 LMS = tuple(lms(k) for k in (2, 3, 4))

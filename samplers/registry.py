@@ -21,6 +21,12 @@ _ALL: tuple[Solver | AdaptiveSolver, ...] = (
 SOLVERS: Mapping[str, Solver | AdaptiveSolver] = {solver.name: solver for solver in _ALL}
 """Every sampler, by the name that users give."""
 
+ALIASES: Mapping[str, str] = {
+    **{f"{name}-{k}": f"lms-{k}" for name in ("ipndm-v", "deis-rho") for k in (2, 3, 4)},
+    "deis-log-3": "dpm-solver-3m",
+}
+"""Further names that the field has for some of them."""
+
 GRIDS: Mapping[str, Grid] = {
     "log-snr": grids.log_snr, "time": grids.time, "quadratic": grids.quadratic, "karras": grids.karras,
     "exponential": grids.exponential, "leading": grids.leading, "linspace": grids.linspace,
@@ -30,12 +36,12 @@ GRIDS: Mapping[str, Grid] = {
 
 
 def solver_named(name: str) -> Solver | AdaptiveSolver:
-    """Look a solver up.
+    """Look a solver up, by its name or by an alias.
 
     Raises:
         ValueError: there is none of that name.
     """
-    return _named("solver", name, SOLVERS)
+    return _named("solver", ALIASES.get(name, name), SOLVERS)
 
 
 def grid_named(name: str) -> Grid:

@@ -32,6 +32,11 @@ def test_polynomials_over_the_ratio_are_the_linear_multistep_method() -> None:
     assert compile_plan(deis(3, "ratio"), EDM(), nfe=6) == compile_plan(lms(3), EDM(), nfe=6)
 
 
+def test_the_third_order_over_the_logarithm_is_multistep_dpm_solver() -> None:
+    ours = compile_plan(deis(3, "log-ratio", taper_below=TAPER_BELOW), ContinuousVP(), nfe=8)
+    assert ours.rows == compile_plan("deis-log-3", ContinuousVP(), nfe=8).rows
+
+
 def oracle(schedule: NoiseSchedule, end: float, nodes: list[float], points: list[float]) -> list[float]:
     """``∫ ℓ_j dρ`` by adaptive quadrature over t, with ρ' by parts: ``[r ℓ_j] - ∫ r ℓ_j' dt``, r = ρ - ρ(start)."""
     reference, weights = schedule.ratio(nodes[0]), []
@@ -75,15 +80,18 @@ def test_a_quadratic_in_time_is_integrated_exactly() -> None:
     assert found == pytest.approx(primitive(end) - primitive(nodes[0]), rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule", [EDM(0.01, 80.0), VE(0.01, 80.0)], ids=lambda s: type(s).__name__)
-def test_a_schedule_in_sigma_takes_polynomials_over_the_time_of_the_vp_process(schedule: NoiseSchedule) -> None:
+@pytest.mark.parametrize("schedule", [EDM(0.01, 80.0), VE(0.01, 80.0), RectifiedFlow()],
+                         ids=lambda s: type(s).__name__)
+def test_schedules_that_preserve_no_variance_take_polynomials_over_the_time_of_one_that_does(
+    schedule: NoiseSchedule
+) -> None:
     process = ContinuousVP()
     ratios = np.array([80.0, 20.0, 6.0, 2.0, 0.5, 0.1])
     one = compile_plan(deis(4), process, nfe=5, grid=process.time_of_ratio(ratios))
     other = compile_plan(deis(4), schedule, nfe=5, grid=schedule.time_of_ratio(ratios))
-    for ours, theirs in zip(other.rows, one.rows, strict=True):
-        alpha = process.alpha(float(theirs.t_next))  # weights in x/α, whose predictions are the same
-        np.testing.assert_allclose(ours.anchor[2:], np.array(theirs.anchor[2:]) / alpha, rtol=1e-8)
+    for ours, theirs in zip(other.rows, one.rows, strict=True):  # in x/α the weights are the same
+        scale = schedule.alpha(float(ours.t_next)) / process.alpha(float(theirs.t_next))
+        np.testing.assert_allclose(ours.anchor[2:], np.array(theirs.anchor[2:]) * scale, rtol=1e-8)
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 3, 8])

@@ -13,6 +13,7 @@ from odecore.plan import execute
 from samplers import compile_plan
 from samplers.edm import EULER_SOLVER
 from samplers.lms import lms
+from samplers.registry import ALIASES, SOLVERS, solver_named
 from scoremodels.schedule import EDM, VE, ContinuousVP, DiscreteVP, NoiseSchedule, RectifiedFlow
 
 
@@ -79,6 +80,12 @@ def test_pure_noise_and_the_data_are_its_ends(schedule: NoiseSchedule, nfe: int)
     assert float(schedule.alpha(plan.t_start)) == 0.0 and float(schedule.sigma(plan.rows[-1].t_next)) == 0.0
     # The first row interpolates x0 and all others ε, so none of them reads what it predicted.
     assert all(len(row.anchor) - 3 < max(i, 1) for i, row in enumerate(plan.rows))
+
+
+def test_the_names_of_one_method_lead_to_one_solver() -> None:
+    for order in (2, 3, 4):
+        assert solver_named(f"ipndm-v-{order}") is solver_named(f"deis-rho-{order}") is SOLVERS[f"lms-{order}"]
+    assert set(ALIASES.values()) <= set(SOLVERS) and not set(ALIASES) & set(SOLVERS)
 
 
 @pytest.mark.parametrize("order", [0, 5, 2.0, True])
