@@ -102,7 +102,8 @@ class _Elementwise(_Operator):
         coordinates = into(y)
         return back(_meet(symbol, coordinates.dtype) * coordinates)
 
-    def functions(self, sums: Sequence[PhiSum], h: Tensor, like: Tensor) -> Functions:  # noqa: D102
+    def functions(self, sums: Sequence[PhiSum], h: Tensor, like: Tensor) -> Functions:
+        """``f(hL)`` for each sum of φ-functions f, of states like the one given."""
         symbol, into, back = self._basis(like)
         lengths = _distinct(h)
 
@@ -221,7 +222,8 @@ class Dense(_Operator):
         self._check(y)
         return y @ _meet(self.matrix, y.dtype).mT
 
-    def functions(self, sums: Sequence[PhiSum], h: Tensor, like: Tensor) -> Functions:  # noqa: D102
+    def functions(self, sums: Sequence[PhiSum], h: Tensor, like: Tensor) -> Functions:
+        """``f(hL)`` for each sum of φ-functions f, of states like the one given."""
         self._check(like)
         lengths = _distinct(h)
 
