@@ -78,10 +78,14 @@ class Controller:
         """
         accepted = error <= 1.0
         ratio = error.clamp(min=_LEAST_ERROR)
-        first, second, third = (beta / order for beta in self.exponents)
-        after_success = self.safety * ratio**-first * memory.last**-second * memory.before**-third
+        factor = self.safety * ratio ** (-self.exponents[0] / order)
+        for beta, past in zip(self.exponents[1:], memory, strict=True):
+            if beta:
+                factor = factor * past ** (-beta / order)
+        if bool(accepted.all()):
+            return factor.clamp(self.smallest, self.largest), Memory(ratio, memory.last)
         after_rejection = self.safety * ratio ** (-1.0 / order)
-        factor = torch.where(accepted, after_success, after_rejection).clamp(self.smallest, self.largest)
+        factor = torch.where(accepted, factor, after_rejection).clamp(self.smallest, self.largest)
         factor = torch.where(torch.isfinite(error), factor, self.on_failure)
         return factor, Memory(torch.where(accepted, ratio, memory.last),
                               torch.where(accepted, memory.last, memory.before))

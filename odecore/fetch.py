@@ -20,6 +20,8 @@ def fetch_largest(values: Tensor) -> Tensor:
     Returns:
         A host tensor without gradient, and without mapped axes.
     """
+    if not torch._C._are_functorch_transforms_active():  # as Function.apply asks itself, after much else
+        return values.detach().cpu()
     return _Largest.apply(values.detach())
 
 

@@ -30,12 +30,12 @@ Norm = Callable[[Tensor, Tensor, float, float], Tensor]
 
 def summed_tolerance(error: Tensor, magnitude: Tensor, rtol: float, atol: float) -> Tensor:
     """``RMS(error / (atol + rtol · magnitude))`` over each sample."""
-    return _root_mean_square(error, atol + rtol * magnitude)
+    return _root_mean_square(error, rtol * magnitude + atol, atol)
 
 
 def larger_tolerance(error: Tensor, magnitude: Tensor, rtol: float, atol: float) -> Tensor:
     """``RMS(error / max(atol, rtol · magnitude))`` over each sample."""
-    return _root_mean_square(error, (rtol * magnitude).clamp(min=atol))
+    return _root_mean_square(error, (rtol * magnitude).clamp(min=atol), atol)
 
 
 @on_trees
@@ -133,73 +133,87 @@ def solve(
     recorder = _recorder(ts, dense, watch if events is None else events, begin, end, result)
     stops: list[tuple[Tensor, Tensor]] = []
     t, direction, length = begin.clone(), torch.sign(end - begin), (end - begin).abs()
-    h = torch.full_like(t, math.nan if first_step is None else first_step)
-    memory = controller.start(samples)
     status = torch.full((samples,), -1)
     accepted, rejected = torch.zeros_like(status), torch.zeros_like(status)
     status[direction == 0] = Status.FINISHED
 
     rows = (status < 0).nonzero().squeeze(1)  # the samples that still run; what follows has one row for each
     y, *left_args = (result, *args) if len(rows) == samples else rows_of((result, *args), rows)
+    now, goal, forward, h, count = t[rows], end[rows], direction[rows], length[rows], accepted[rows]
+    memory = controller.start(len(rows))
     active, nfe, newton, krylov = bound(field, tuple(left_args), y0.dtype), 0, 0, 0
     carry: Carry = ()
     if len(rows):
-        carry, nfe = stepper.start(active, t[rows], y)
-    if len(rows) and first_step is None:
-        automatic = automatic_first_step(active, t[rows], direction[rows], y, stepper.error_order,
+        carry, nfe = stepper.start(active, now, y)
+    if first_step is not None:
+        h = torch.full_like(h, first_step)
+    elif len(rows):
+        automatic = automatic_first_step(active, now, forward, y, stepper.error_order,
                                          lambda value, magnitude: norm(value, magnitude, rtol, atol))
-        h[rows], nfe = torch.minimum(automatic.length, length[rows]), nfe + automatic.nfe
+        h, nfe = torch.minimum(automatic.length, h), nfe + automatic.nfe
     h = h.clamp(shortest, longest)
     attempt = 0
     while len(rows) and attempt < max_steps:
         attempt += 1
-        now, remaining = t[rows], (end[rows] - t[rows]).abs()
-        last = h[rows] >= remaining * (1 - 1e-10)  # leave no sliver
-        target = torch.where(last, end[rows], now + direction[rows] * h[rows])
+        remaining = (goal - now).abs()
+        last = h >= remaining * (1 - 1e-10)  # leave no sliver
+        target = torch.where(last, goal, torch.addcmul(now, forward, h))
         step = trial = stepper.step(active, now, target, y, carry)
         nfe, newton, krylov = nfe + step.nfe, newton + step.newton, krylov + step.krylov
         ratio = _error_ratio(step, norm, rtol, atol)  # the one synchronisation
-        good = (ratio <= 1.0) | (torch.isfinite(ratio) & ((target - now).abs() <= shortest * (1 + 1e-10)))
-        if step.y.requires_grad and bool(good.any()) and not bool(torch.isfinite(ratio).all()):
+        good = ratio <= 1.0
+        if shortest > 0:
+            good = good | (torch.isfinite(ratio) & ((target - now).abs() <= shortest * (1 + 1e-10)))
+        every = bool(good.all())
+        if not every and step.y.requires_grad and bool(good.any()) and not bool(torch.isfinite(ratio).all()):
             # Autograd multiplies non-finite values with zero, which is not zero: repeat the step of the others alone.
             target = torch.where(good, target, now)
             step = partial_step(stepper, field, tuple(left_args), y0.dtype, now, target, y, carry)
             nfe, newton, krylov = nfe + step.nfe, newton + step.newton, krylov + step.krylov
 
-        factor, after = controller.next(ratio, Memory(memory.last[rows], memory.before[rows]), stepper.error_order)
-        memory.last[rows], memory.before[rows] = after
-        h[rows] = (torch.minimum(h[rows], remaining) * factor).clamp(shortest, longest)
-        t[rows] = torch.where(good, target, now)
-        accepted[rows] += good
-        rejected[rows] += ~good
-        status[rows[good & last]] = Status.FINISHED
-        # Below some rounding units of t a step no longer moves it; near t = 0 the interval sets the limit.
-        stuck = ~good & (h[rows] <= 16 * torch.finfo(torch.float64).eps * now.abs() + 1e-20 * length[rows])
-        if bool(stuck.any()):
-            status[rows[stuck]] = _causes(trial, ratio)[stuck]
+        factor, memory = controller.next(ratio, memory, stepper.error_order)
+        h = torch.minimum(h, remaining) * factor
+        if shortest > 0 or longest < math.inf:
+            h = h.clamp(shortest, longest)
+        count = count + good
+        reached, ended = (target, last) if every else (torch.where(good, target, now), good & last)
+        if not every:
+            # Below some rounding units of t a step no longer moves it; near t = 0 the interval sets the limit.
+            stuck = ~good & (h <= 16 * torch.finfo(torch.float64).eps * now.abs() + 1e-20 * length[rows])
+            if bool(stuck.any()):
+                status[rows[stuck]], ended = _causes(trial, ratio)[stuck], ended | stuck
         before = y
-        y, carry = _select(good, step, y, carry)
+        y, carry = (step.y, step.carry) if every else _select(good, step, y, carry)
+        stopped = None
         if recorder is not None and bool(good.any()):
             make = step.dense or functools.partial(bootstrapped, active, now, target, before, step.y, stepper.order)
             taken = Taken.of(rows, good, now, target, before, step.y, make)
             stop = recorder.add(taken)
             nfe += taken.nfe
             if stop is not None:
-                t[taken.rows], status[taken.rows[stop.stopped]] = stop.t.detach(), int(Status.STOPPED)
-                stops.append((taken.rows[stop.stopped], stop.t[stop.stopped]))
-                y = y.index_copy(0, send(good.nonzero().squeeze(1), y.device), stop.y)
+                where = good.nonzero().squeeze(1)
+                stopped = where[stop.stopped]
+                stops.append((rows[stopped], stop.t[stop.stopped]))
+                reached, ended = reached.index_copy(0, where, stop.t.detach()), ended.index_fill(0, stopped, True)
+                y = y.index_copy(0, send(where, y.device), stop.y)
+        now = reached
         if callback is not None:
-            callback(attempt, t.clone())
+            callback(attempt, t.index_copy(0, rows, now))
 
-        running = status[rows] < 0
-        if not bool(running.all()):
-            ended, left = ((~running).nonzero().squeeze(1), running.nonzero().squeeze(1))
-            result = result.index_copy(0, send(rows[ended], y.device), y.index_select(0, send(ended, y.device)))
+        if bool(ended.any()):
+            status[rows[ended & good]] = Status.FINISHED
+            if stopped is not None:
+                status[rows[stopped]] = Status.STOPPED
+            t[rows], accepted[rows], rejected[rows] = now, count, attempt - count
+            over, left = ended.nonzero().squeeze(1), (~ended).nonzero().squeeze(1)
+            result = result.index_copy(0, send(rows[over], y.device), y.index_select(0, send(over, y.device)))
             y, *carried = rows_of((y, *carry), left)
-            rows, carry, left_args = rows[left], tuple(carried), list(rows_of(tuple(left_args), left))
-            active = bound(field, tuple(left_args), y0.dtype)
+            carry, left_args = tuple(carried), list(rows_of(tuple(left_args), left))
+            rows, now, goal, forward, h, count, *kept = rows_of((rows, now, goal, forward, h, count, *memory), left)
+            memory, active = Memory(*kept), bound(field, tuple(left_args), y0.dtype)
     if len(rows):
         status[rows] = Status.STEP_LIMIT
+        t[rows], accepted[rows], rejected[rows] = now, count, attempt - count
         result = result.index_copy(0, send(rows, y.device), y)
     pieces = None if recorder is None or recorder.pieces is None else recorder.pieces.result(begin, t, result, y0.dtype)
     for stopped, at in stops:  # with their gradients, which no step of other samples had to carry
@@ -221,17 +235,15 @@ def _recorder(
 
 
 def _error_ratio(step: Step, norm: Norm, rtol: float, atol: float) -> Tensor:
-    """Error ratio of each sample on the host; inf where the step is not finite."""
+    """Error ratio of each sample on the host; inf or nan where the step is not finite."""
     with torch.no_grad():
-        ratio = norm(step.error, step.magnitude, rtol, atol).double()
-        finite = torch.isfinite(step.y).reshape(len(step.y), -1).all(1) & torch.isfinite(ratio)
-        return fetch_largest(torch.where(finite, ratio, math.inf))
+        ratio = norm(step.error, step.magnitude, rtol, atol)
+        largest = torch.linalg.vector_norm(step.y.reshape(len(step.y), -1), math.inf, dim=1)
+        return fetch_largest(torch.where(largest < math.inf, ratio, math.inf).double())
 
 
 def _select(good: Tensor, step: Step, y: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
     """The new state and carry where the step was good, else the old ones."""
-    if bool(good.all()):
-        return step.y, step.carry
     if not bool(good.any()):
         return y, carry
 
@@ -241,10 +253,12 @@ def _select(good: Tensor, step: Step, y: Tensor, carry: Carry) -> tuple[Tensor, 
     return choose(step.y, y), tuple(choose(new, old) for new, old in zip(step.carry, carry, strict=True))
 
 
-def _root_mean_square(error: Tensor, tolerance: Tensor) -> Tensor:
-    # Without error there is no violation, even of a tolerance of zero.
-    scaled = torch.where(error == 0, torch.zeros_like(tolerance), error.abs() / tolerance)
-    return scaled.square().reshape(len(error), -1).mean(1).sqrt()
+def _root_mean_square(error: Tensor, tolerance: Tensor, least: float) -> Tensor:
+    scaled = error / tolerance
+    if least < torch.finfo(tolerance.dtype).tiny:
+        scaled = torch.where(error == 0, 0.0, scaled)  # without error there is no violation, even of a tolerance of zero
+    rows = scaled.reshape(len(scaled), -1)
+    return torch.linalg.vector_norm(rows, dim=1) / math.sqrt(rows.shape[1])
 
 
 def _causes(step: Step, ratio: Tensor) -> Tensor:
