@@ -15,34 +15,28 @@ from torch import Tensor
 
 from eval.convergence import slope
 from eval.order_problems import GENERAL, MECHANICAL, ClosedForm
-from odecore import (
-    adams,
-    embedded,
-    exponential_adams,
-    exponential_tableaus,
-    imex_tableaus,
-    implicit_runge_kutta,
-    pairs,
-    rosenbrock,
-    symplectic,
-    tableaus,
-)
-from odecore.embedded import EmbeddedPair
-from odecore.exponential import ExponentialRungeKutta
-from odecore.exponential_tableaus import ExponentialTableau
+from odecore.driver.integrate import Grid
+from odecore.explicit import adams, embedded, pairs, symplectic, tableaus
+from odecore.explicit.embedded import EmbeddedPair
+from odecore.explicit.interpolants import Interpolant
+from odecore.explicit.symplectic import Symplectic
+from odecore.explicit.tableaus import Tableau
+from odecore.explicit.taylor import Taylor
+from odecore.exponential import adams as exponential_adams
+from odecore.exponential import rosenbrock
+from odecore.exponential import tableaus as exponential_tableaus
+from odecore.exponential.rosenbrock import ExponentialRosenbrock, RosenbrockTableau
+from odecore.exponential.runge_kutta import ExponentialRungeKutta
+from odecore.exponential.tableaus import ExponentialTableau
 from odecore.half_steps import HalfSteps
-from odecore.imex import AdditiveRungeKutta
-from odecore.imex_tableaus import AdditiveTableau
-from odecore.implicit_runge_kutta import ImplicitRungeKutta
-from odecore.integrate import Grid
-from odecore.interpolants import Interpolant
-from odecore.newton import Chord
+from odecore.implicit import additive_tableaus as imex_tableaus
+from odecore.implicit import runge_kutta as implicit_runge_kutta
+from odecore.implicit.additive import AdditiveRungeKutta
+from odecore.implicit.additive_tableaus import AdditiveTableau
+from odecore.implicit.newton import Chord
+from odecore.implicit.runge_kutta import ImplicitRungeKutta
 from odecore.problem import ODE, Problem, Semilinear, Separable, Split
-from odecore.rosenbrock import ExponentialRosenbrock, RosenbrockTableau
 from odecore.stepper import Stepper, column
-from odecore.symplectic import Symplectic
-from odecore.tableaus import Tableau
-from odecore.taylor import Taylor
 
 TOLERANCE, HIGH_TOLERANCE = 0.15, 0.25
 """How far a measured order may be from the declared one: below 7, and from there on, where rounding ends the

@@ -12,7 +12,7 @@ from scipy.linalg import expm
 from scipy.special import ellipj
 from torch import Tensor
 
-from odecore.linear import Dense, Diagonal
+from odecore.exponential.linear import Dense, Diagonal
 from odecore.problem import ODE, Problem, Semilinear, Separable, Split
 
 _ROTATION = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)

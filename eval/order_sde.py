@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from eval.convergence import slope
-from odecore.brownian import BrownianIncrement, BrownianMotion
-from odecore.sde import (
+from odecore.stochastic.brownian import BrownianIncrement, BrownianMotion
+from odecore.stochastic.sde import (
     SDE,
     Method,
     euler_maruyama,

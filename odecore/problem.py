@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from odecore.linear import Functions
-    from odecore.phi_sums import PhiSum
+    from odecore.exponential.linear import Functions
+    from odecore.exponential.phi_sums import PhiSum
 
 RightHandSide = Callable[..., Tensor]
 """``(y, t, *args) -> value`` of the shape of y."""
@@ -70,7 +70,7 @@ class Semilinear:
     """``dy/dt = L y + N(y, t)`` with a constant linear part, for exponential methods.
 
     Args:
-        linear: L, one of :mod:`odecore.linear`.
+        linear: L, one of :mod:`odecore.exponential.linear`.
         nonlinear: N.
     """
 
@@ -109,7 +109,7 @@ class Separable:
 
 
 class Linear(Protocol):
-    """A linear operator L that knows the functions of its multiples: one of :mod:`odecore.linear`."""
+    """A linear operator L that knows the functions of its multiples: one of :mod:`odecore.exponential.linear`."""
 
     def apply(self, y: Tensor) -> Tensor:
         """``L y`` for states of shape (samples, …)."""

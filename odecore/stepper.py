@@ -39,7 +39,7 @@ class Step(NamedTuple):
         newton: Newton iterations, summed over the stages.
         krylov: Krylov iterations, summed over the linear solves.
         dense: makes the dense output of the step when called, which may cost evaluations; None if the
-            method has none of its own (see :func:`odecore.dense.bootstrapped`).
+            method has none of its own (see :func:`odecore.driver.dense.bootstrapped`).
     """
 
     y: Tensor

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from odecore.control import Controller
+from odecore.driver.control import Controller
+from odecore.driver.solve import Solution, larger_tolerance, solve
 from odecore.phi import exponential_weights
 from odecore.plan import combine
 from odecore.schemes.variable import Rule
-from odecore.solve import Solution, larger_tolerance, solve
 from odecore.stepper import Carry, Field, Step, column, send
 from samplers.dpm_solver import RULES
 from samplers.variables import VARIABLES
@@ -185,7 +185,7 @@ def sample_adaptive(
 
     Raises:
         ValueError: an argument out of range, before any evaluation.
-        odecore.solve.SolveError: a sample met non-finite network outputs or the step limit.
+        odecore.driver.solve.SolveError: a sample met non-finite network outputs or the step limit.
 
     Cost: ``order`` evaluations for each attempt of the slowest sample, rejected or not; samples
         that have finished leave the batch. One host round trip per attempt, for the errors.

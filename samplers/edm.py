@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from odecore.explicit.tableaus import EULER, HEUN, Tableau
 from odecore.plan import Row
 from odecore.schemes import exponential_multistep, runge_kutta
-from odecore.tableaus import EULER, HEUN, Tableau
 from samplers.solver import Path, Solver
 
 

@@ -21,12 +21,12 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
-from odecore.adjoint import discrete
-from odecore.backsolve import backsolve
-from odecore.checkpoint import optimal_advances
-from odecore.embedded import DORMAND_PRINCE
-from odecore.reversible import reversible, runge_kutta_increment
-from odecore.tableaus import RK4
+from odecore.explicit.embedded import DORMAND_PRINCE
+from odecore.explicit.tableaus import RK4
+from odecore.gradients.adjoint import discrete
+from odecore.gradients.backsolve import backsolve
+from odecore.gradients.checkpoint import optimal_advances
+from odecore.gradients.reversible import reversible, runge_kutta_increment
 
 TOLERANCE = 1e-5
 """Of the two adaptive solves, where steps are not prescribed."""

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odecore import exponential_tableaus as tableaus
-from odecore.exponential_tableaus import ExponentialTableau
+from odecore.exponential import tableaus
+from odecore.exponential.tableaus import ExponentialTableau
 from odecore.plan import Plan, Registers, Row, execute
 from odecore.schemes import adams_bashforth, exact_flow, exponential_runge_kutta, ode
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from odecore.exponential_tableaus import ExponentialTableau
+from odecore.explicit.tableaus import DOP853, DORMAND_PRINCE, EULER, HEUN, KUTTA3, RK4, Tableau
+from odecore.exponential.tableaus import ExponentialTableau
 from odecore.phi import exponential_weights
 from odecore.plan import Row, Weight
 from odecore.schemes.exponential_runge_kutta import exponential_runge_kutta
 from odecore.schemes.runge_kutta import runge_kutta
 from odecore.schemes.variable import Node, Rule, Variable
-from odecore.tableaus import DOP853, DORMAND_PRINCE, EULER, HEUN, KUTTA3, RK4, Tableau
 
 _STARTS = (EULER, HEUN, KUTTA3, RK4, DORMAND_PRINCE, DOP853)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odecore.exponential_tableaus import ExponentialTableau
-from odecore.phi_sums import PhiSum, evaluate
+from odecore.exponential.phi_sums import PhiSum, evaluate
+from odecore.exponential.tableaus import ExponentialTableau
 from odecore.plan import Row, Weight
 from odecore.schemes.variable import Variable
 

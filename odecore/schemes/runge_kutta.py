@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from odecore.explicit.tableaus import Tableau
 from odecore.plan import Row, Weight
 from odecore.schemes.variable import Node, Variable
-from odecore.tableaus import Tableau
 
 
 def runge_kutta(variable: Variable, times: Sequence[float], tableaus: Sequence[Tableau]) -> tuple[Row, ...]:

@@ -12,12 +12,12 @@ from scipy.integrate import solve_ivp
 from eval.order_ode import Method, Orders, constants, judge, ladder, measure, methods, sweep, table, tolerance
 from eval.order_problems import GENERAL, MECHANICAL, ClosedForm
 from eval.order_sde import geometric, strong_order
-from odecore import tableaus
-from odecore.embedded import EmbeddedPair
+from odecore.explicit import tableaus
+from odecore.explicit.embedded import EmbeddedPair
+from odecore.explicit.tableaus import RK4, Tableau
 from odecore.problem import ODE, Separable
-from odecore.sde import euler_maruyama, milstein
 from odecore.stepper import Stepper
-from odecore.tableaus import RK4, Tableau
+from odecore.stochastic.sde import euler_maruyama, milstein
 
 METHODS = list(methods())
 SLOW = {"Taylor 4", "Taylor 5", "Taylor 6", "KVAERNO4", "KVAERNO5", "EXPRB43", "KENCARP5"}

@@ -11,14 +11,14 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from odecore import exponential_tableaus as methods
-from odecore.exponential import ExponentialRungeKutta
-from odecore.exponential_tableaus import ETD_RK1, KROGSTAD, ExponentialTableau, lawson
-from odecore.linear import Diagonal, Fourier
+from odecore.explicit.tableaus import RK4
+from odecore.exponential import tableaus as methods
+from odecore.exponential.linear import Diagonal, Fourier
+from odecore.exponential.runge_kutta import ExponentialRungeKutta
+from odecore.exponential.tableaus import ETD_RK1, KROGSTAD, ExponentialTableau, lawson
 from odecore.plan import Plan, Row, execute
 from odecore.problem import Semilinear
 from odecore.schemes import exact_flow, exponential_multistep, exponential_runge_kutta, ode, runge_kutta
-from odecore.tableaus import RK4
 
 TABLEAUS = {name: value for name, value in vars(methods).items() if isinstance(value, ExponentialTableau)}
 STARTS = (0.3, 2.0)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from odecore.embedded import BOGACKI_SHAMPINE
+from odecore.driver.solve import solve
+from odecore.explicit.embedded import BOGACKI_SHAMPINE
 from odecore.half_steps import HalfSteps
-from odecore.implicit_runge_kutta import CRANK_NICOLSON, GAUSS4, KVAERNO3
-from odecore.solve import solve
+from odecore.implicit.runge_kutta import CRANK_NICOLSON, GAUSS4, KVAERNO3
 from odecore.stepper import Step, Stepper
 
 METHODS = {"Crank-Nicolson": CRANK_NICOLSON, "Gauss": GAUSS4, "Kvaerno": KVAERNO3, "Bogacki-Shampine": BOGACKI_SHAMPINE}

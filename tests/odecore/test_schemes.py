@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from odecore.explicit.tableaus import EULER, HEUN, KUTTA3, MIDPOINT, RALSTON, RK4, Tableau
 from odecore.plan import Plan, Row, execute
 from odecore.schemes import exact_flow, exponential_multistep, exponential_singlestep, ode, runge_kutta
 from odecore.schemes.exponential import inner_nodes
-from odecore.tableaus import EULER, HEUN, KUTTA3, MIDPOINT, RALSTON, RK4, Tableau
 
 LINEAR = -1.0
 SPAN = (0.0, 1.0)

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-from odecore.adams import adams_bashforth_moulton
-from odecore.embedded import BOGACKI_SHAMPINE, DORMAND_PRINCE, TSITOURAS
-from odecore.fetch import fetch_largest
-from odecore.integrate import integrate
+from odecore.driver.fetch import fetch_largest
+from odecore.driver.integrate import integrate
+from odecore.driver.solve import SolveError, solve
+from odecore.explicit.adams import adams_bashforth_moulton
+from odecore.explicit.embedded import BOGACKI_SHAMPINE, DORMAND_PRINCE, TSITOURAS
+from odecore.explicit.symplectic import FOREST_RUTH
+from odecore.explicit.taylor import Taylor
 from odecore.plan import Plan, Registers, execute
 from odecore.problem import Separable
 from odecore.schemes import exponential_multistep, ode
-from odecore.solve import SolveError, solve
 from odecore.stepper import Stepper
-from odecore.symplectic import FOREST_RUTH
-from odecore.taylor import Taylor
 
 Y0 = torch.tensor([[0.3, 1.0], [2.0, -1.0]], dtype=torch.float64)
 K = torch.tensor(1.3, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eval.order import MixtureProblem
-from odecore.solve import SolveError, Status
+from odecore.driver.solve import SolveError, Status
 from samplers import sample
 from samplers.adaptive import sample_adaptive
 from scoremodels.analytic import MixtureModel

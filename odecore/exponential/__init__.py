@@ -1,0 +1,1 @@
+"""Exponential methods: what knows the exponential of its linear part."""

@@ -1,0 +1,1 @@
+"""torchdiffeq's interface."""

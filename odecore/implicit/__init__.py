@@ -1,0 +1,1 @@
+"""Implicit methods, the equations they solve, and the gradients of the solutions."""

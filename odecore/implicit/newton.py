@@ -1,0 +1,258 @@
+"""Newton's method for many small independent systems ``F(z) = 0`` at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from odecore.implicit.jacobian import Dense, Factors, Function, Inverse, MatrixFree, Structure, jacobian
+
+
+class Root(NamedTuple):
+    """What a root finder returns.
+
+    Attributes:
+        z: roots; where none was found, the last finite iterate.
+        converged: which samples met the tolerance, of shape (samples,), bool.
+        newton: iterations for the batch.
+        krylov: Krylov iterations for the batch.
+        nfe: evaluations of F for the batch, with or without tangents.
+        inverse: of the last Jacobian, for who can use it again; None if the method has none.
+    """
+
+    z: Tensor
+    converged: Tensor
+    newton: int
+    krylov: int
+    nfe: int
+    inverse: Inverse | None = None
+
+
+class RootFinder(Protocol):
+    """A method for ``F(z) = 0`` with real z of shape (samples, n), as a value."""
+
+    def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
+        """Iterate, without gradients; an inverse found earlier may be used while it serves."""
+
+    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
+        """The inverse Jacobian at z and its evaluations; ``accurate`` for gradients, close to rounding."""
+
+
+def thresholds(z: Float[Tensor, "samples n"], scale: Float[Tensor, "samples n"], tolerance: float) -> Tensor:
+    """How small a change of z is no change.
+
+    ``tolerance · max(|z_i|, scale_i, RMS/1000) + 32 ε RMS`` with RMS of ``max(|z|, scale)`` over the
+    sample and the rounding unit ε of its dtype: relative to each component, but no closer to zero
+    than the size of the whole lets rounding come.
+    """
+    size = torch.maximum(z.abs(), scale)
+    whole = size.square().mean(1, keepdim=True).sqrt()
+    return tolerance * torch.maximum(size, 1e-3 * whole) + 32 * torch.finfo(z.dtype).eps * whole
+
+
+def violation(change: Float[Tensor, "samples n"], threshold: Float[Tensor, "samples n"]) -> Tensor:
+    """``RMS(change / threshold)`` of each sample; no change never violates."""
+    return torch.where(change == 0, 0.0, change / threshold).square().mean(1).sqrt()
+
+
+Relinearise = Callable[[Tensor, Inverse | None, Tensor], tuple[Inverse, int]]
+"""``(z, inverse so far, samples that converge slowly) -> (inverse to use, evaluations)``."""
+
+
+@torch.no_grad()
+def newton_iteration(
+    function: Function, guess: Float[Tensor, "samples n"], scale: Float[Tensor, "samples n"],
+    relinearise: Relinearise, *, tolerance: float, limit: int, slow: float, inverse: Inverse | None = None,
+) -> Root:
+    """Repeat ``z ← z - J^{-1} F(z)`` until the change, or what the rate of convergence leaves of it, is small.
+
+    With changes δ_k measured by :func:`violation` and the rate ``θ = ‖δ_k‖ / ‖δ_{k-1}‖``, a sample has
+    converged where ``θ / (1 - θ) · ‖δ_k‖ ≤ 1``, or ``‖δ_k‖ ≤ 1``. It is then left alone, so that its root
+    does not depend on the batch. A change by an old Jacobian that is no smaller than the one before is
+    not made.
+
+    Args:
+        function: F.
+        guess: first iterate.
+        scale: sizes that changes are compared with, besides z itself.
+        relinearise: makes the inverse, before the first iteration if none is given and whenever
+            samples converge slowly.
+        tolerance: of :func:`thresholds`.
+        limit: most iterations.
+        slow: rate above which a sample asks for a new linearisation.
+        inverse: to start with.
+
+    Source: Hairer & Wanner 1996, Solving ordinary differential equations II, IV.8, (8.10).
+    """
+    z, nfe, krylov, newton = guess.detach(), 0, 0, 0
+    active = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    none = converged = ~active
+    stale, before = active, torch.full_like(z[:, 0], torch.inf)
+    renew = inverse is None
+    going = True
+    while going and newton < limit:
+        fresh = stale if renew else none
+        if renew:
+            inverse, cost = relinearise(z, inverse, stale)
+            nfe += cost
+        assert inverse is not None
+        solved = inverse.solve(torch.where(active.unsqueeze(1), -function(z), 0.0))
+        newton, krylov, nfe = newton + 1, krylov + solved.krylov, nfe + 1 + solved.krylov
+        size = violation(solved.x, thresholds(z + solved.x, scale, tolerance))
+        rate = size / before
+        # An unsolved linear system must not pass for a root, nor changes that grow for progress.
+        sound = torch.isfinite(size) & (solved.residual < 0.1)
+        taken = active & sound & (fresh | (rate < 1))
+        z = torch.where(taken.unsqueeze(1), z + solved.x, z)
+        left = torch.where(rate < 0.5, rate / (1 - rate), 1.0)
+        converged = converged | (taken & (torch.where(before.isfinite(), left, 1.0) * size <= 1))
+        active = active & (sound | ~fresh) & ~converged
+        stale = active & (~taken | (rate > slow))
+        before = torch.where(taken, size, before)
+        going, renew = torch.stack((active.any(), stale.any())).tolist()
+    return Root(z, converged, newton, krylov, nfe, inverse)
+
+
+@dataclass(frozen=True, slots=True)
+class Newton:
+    """Newton's method with the Jacobian of every sample at every iterate, for small systems.
+
+    Args:
+        tolerance: relative size of the change at which a sample has converged, see :func:`thresholds`.
+        limit: most iterations.
+        jacobian: how Jacobians are found.
+
+    Raises:
+        ValueError: a tolerance outside of (0, 1), or a limit below 1.
+
+    Cost: an iteration takes 1 + n evaluations, l + u + 2 with ``Banded(l, u)``, and an LU factorisation.
+    """
+
+    tolerance: float = 1e-10
+    limit: int = 12
+    jacobian: Structure = field(default_factory=Dense)
+
+    def __post_init__(self) -> None:
+        check(self.tolerance, self.limit)
+
+    def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
+        """Iterate from a guess; an inverse given is not used."""
+        return newton_iteration(function, guess, scale, _factorised(self.jacobian, function),
+                                tolerance=self.tolerance, limit=self.limit, slow=-1.0)
+
+    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
+        """The factorised Jacobian at z."""
+        return _factors(self.jacobian, function, z)
+
+
+@dataclass(frozen=True, slots=True)
+class Chord:
+    """Newton's method that keeps its first Jacobian, or the one given, while it serves.
+
+    Where a sample converges more slowly than ``slow``, its Jacobian is found anew (and only its).
+
+    Args:
+        tolerance: relative size of the change at which a sample has converged, see :func:`thresholds`.
+        limit: most iterations.
+        slow: factor that an iteration must reduce the change to, between 0 and 1.
+        jacobian: how Jacobians are found.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Cost: one evaluation an iteration; n more, l + u + 1 with ``Banded(l, u)``, and an LU factorisation
+        for each Jacobian.
+    """
+
+    tolerance: float = 1e-10
+    limit: int = 30
+    slow: float = 0.3
+    jacobian: Structure = field(default_factory=Dense)
+
+    def __post_init__(self) -> None:
+        check(self.tolerance, self.limit)
+        if not 0 < self.slow < 1:
+            raise ValueError(f"slow={self.slow}: give a factor between 0 and 1")
+
+    def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
+        """Iterate from a guess, with the factors given or those of the guess."""
+        return newton_iteration(function, guess, scale, _factorised(self.jacobian, function),
+                                tolerance=self.tolerance, limit=self.limit, slow=self.slow, inverse=inverse)
+
+    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
+        """The factorised Jacobian at z."""
+        return _factors(self.jacobian, function, z)
+
+
+@dataclass(frozen=True, slots=True)
+class NewtonKrylov:
+    """Newton's method whose linear systems GMRES solves from products with the Jacobian, for large systems.
+
+    Args:
+        tolerance: relative size of the change at which a sample has converged, see :func:`thresholds`.
+        limit: most Newton iterations.
+        linear_tolerance: relative residual of the linear systems of an iteration.
+        adjoint_tolerance: the same for gradients.
+        restart: largest dimension of the Krylov subspace.
+        linear_limit: most Krylov iterations of a linear system.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Cost: an iteration takes an evaluation, and one with its tangent for each Krylov iteration;
+        ``restart`` vectors.
+
+    Source: Knoll & Keyes 2004, Jacobian-free Newton–Krylov methods, doi:10.1016/j.jcp.2003.08.010.
+    """
+
+    tolerance: float = 1e-10
+    limit: int = 20
+    linear_tolerance: float = 1e-2
+    adjoint_tolerance: float = 1e-13
+    restart: int = 30
+    linear_limit: int = 300
+
+    def __post_init__(self) -> None:
+        check(self.tolerance, self.limit)
+        check(self.linear_tolerance, self.linear_limit, "linear_")
+        check(self.adjoint_tolerance, self.restart, "adjoint_", limit_name="restart")
+
+    def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
+        """Iterate from a guess; an inverse given is not used."""
+        return newton_iteration(function, guess, scale, lambda z, *_: self.linearised(function, z),
+                                tolerance=self.tolerance, limit=self.limit, slow=-1.0)
+
+    def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
+        """GMRES with the Jacobian at z."""
+        tolerance = self.adjoint_tolerance if accurate else self.linear_tolerance
+        return MatrixFree(function, z, tolerance, self.restart, self.linear_limit), 0
+
+
+def _factorised(structure: Structure, function: Function) -> Relinearise:
+    def relinearise(z: Tensor, inverse: Inverse | None, stale: Tensor) -> tuple[Inverse, int]:
+        fresh, cost = _factors(structure, function, z)
+        return (inverse.replaced(stale, fresh) if isinstance(inverse, Factors) else fresh), cost
+
+    return relinearise
+
+
+def _factors(structure: Structure, function: Function, z: Tensor) -> tuple[Factors, int]:
+    matrices = jacobian(structure, function, z)
+    return Factors.of(matrices.values), matrices.nfe
+
+
+def check(tolerance: float, limit: int, prefix: str = "", *, limit_name: str = "") -> None:
+    """Refuse tolerances and limits out of range.
+
+    Raises:
+        ValueError: a tolerance outside of (0, 1), or a limit that is no whole number of at least 1.
+    """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"{prefix}tolerance={tolerance}: give a relative size between 0 and 1")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"{limit_name or prefix + 'limit'}={limit!r}: give a whole number, at least 1")

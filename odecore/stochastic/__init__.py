@@ -1,0 +1,1 @@
+"""Stochastic equations and their noise."""
