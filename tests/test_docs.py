@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXAMPLES = [(path, code) for path in sorted((ROOT / "docs").glob("*.md"))
             for code in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)]
-FOLDERS = re.findall(r"^\| `(odecore/\w*/?)` \|", (ROOT / "docs" / "odecore.md").read_text(encoding="utf-8"), re.MULTILINE)
+GUIDE = (ROOT / "docs" / "odecore.md").read_text(encoding="utf-8")
+FOLDERS = re.findall(r"^\| `(odecore/\w*/?)` \|", GUIDE, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("path", "code"), EXAMPLES, ids=[f"{p.stem}-{i}" for i, (p, _) in enumerate(EXAMPLES)])
