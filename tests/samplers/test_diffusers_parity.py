@@ -22,9 +22,10 @@ from scoremodels.schedule import DiscreteVP
 
 FOLDER = Path(__file__).parents[2] / "scoremodels" / "pretrained" / "fashion-mnist-ddpm"
 RELATIVE = 1e-5
-ROUNDING_AT_FULL_NOISE = 2e-5
-"""Bound for singlestep noise prediction from t = 999: the signal is 1/158 of the state there, so dividing by it makes
-float32's 6e-8 one part in 1e5. Either float32 run differs by as much from the same run in float64."""
+ROUNDING_AT_FULL_NOISE = 3e-5
+"""Bound of a single pixel for singlestep noise prediction from t = 999, the whole image being within 1e-5: the signal is
+1/158 of the state there, so dividing by it makes float32's 6e-8 one part in 1e5. Either float32 run differs by as much
+from the same run in float64."""
 
 MULTISTEP = {("dpmsolver++", 1): "ddim", ("dpmsolver++", 2): "dpm-solver++-2m", ("dpmsolver++", 3): "dpm-solver++-3m",
              ("dpmsolver", 1): "dpm-solver-1", ("dpmsolver", 2): "dpm-solver-2m", ("dpmsolver", 3): "dpm-solver-3m"}
@@ -60,8 +61,10 @@ def run_plan(solver: Solver, nfe: int, end: str) -> Tensor:
 
 
 def assert_equal(ours: Tensor, theirs: Tensor, bound: float = RELATIVE) -> None:
-    difference = (ours - theirs).abs().max() / theirs.abs().max()
-    assert difference <= bound, f"relative difference {difference:.1e}"
+    whole = (ours - theirs).norm() / theirs.norm()
+    assert whole <= RELATIVE, f"relative difference {whole:.1e}"
+    largest = (ours - theirs).abs().max() / theirs.abs().max()
+    assert largest <= bound, f"largest relative difference {largest:.1e}"
 
 
 def singlestep_bound(algorithm: str) -> float:
