@@ -74,10 +74,8 @@ DESCRIPTIONS = {
         "An unconditional diffusion model of Fashion-MNIST in discrete time, as a diffusers pipeline folder.",
         "DDPM (Ho et al. 2020, arXiv:2006.11239): 1000 steps, β linear from 0.0001 to 0.02; the model predicts ε",
         "diffusers' `UNet2DModel`: widths 16, 32, 96, one layer a block, attention at the lowest resolution",
-        "mean squared error of ε, weighted by 1 + 4 σ²/α², with log σ/α ~ N(-0.4, 1.6²) and a quarter of the timesteps "
-        "uniform from 650 to 999. Three runs went before: `ddpm`, 4,687 steps of 64 images at uniform timesteps "
-        "without weights; 3,700 steps with weights of at most 100; 3,500 steps as this run, half of them with weights "
-        "of at most 400",
+        "mean squared error of ε, timesteps uniform; weighted by min(1 + 4 σ²/α², 100) in all but the first run. Two "
+        "runs went before: `ddpm`, 4,687 steps of 64 images with learning rate 0.001, and 1,200 weighted steps",
         """from diffusers import DDPMPipeline
 from samplers.diffusers import FewStepScheduler
 from scoremodels.loaders import model_folder

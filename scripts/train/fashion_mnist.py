@@ -1,7 +1,7 @@
 """Train the embedded Fashion-MNIST models: `python scripts/train/fashion_mnist.py edm|flow|ddpm|ddpm-refine`.
 
 The flow starts from the finished `edm` run (`--init`), and `ddpm-refine` goes on from the `ddpm` run
-with the weights and noise levels of EDM.
+with a loss that heeds high noise.
 
 The learning rate is warmed up, held, and brought linearly to zero over the last three tenths of
 the images; an exponential moving average of the weights is what ships. Training resumes from the
@@ -16,6 +16,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,37 +50,19 @@ def flow_loss(net: nn.Module, x0: Tensor, label: Tensor, generator: torch.Genera
     return (net((1 - t) * x0 + t * noise, logit / 4) - (noise - x0)).square().mean()
 
 
-def alphas_cumprod() -> Tensor:
-    """ᾱ of the linear schedule of Ho et al. 2020."""
-    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
+def ddpm_loss(
+    net: nn.Module, x0: Tensor, label: Tensor, generator: torch.Generator, *, largest_weight: float = 1.0
+) -> Tensor:
+    """DDPM (Ho et al. 2020): predict ε at a uniform timestep of the linear schedule.
 
-
-def ddpm_loss(net: nn.Module, x0: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
-    """DDPM (Ho et al. 2020): predict ε at a uniform timestep of the linear schedule."""
-    return noise_loss(net, x0, torch.randint(1000, (len(x0),), generator=generator), generator, weighted=False)
-
-
-def ddpm_refine_loss(net: nn.Module, x0: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
-    """Predict ε with the weights of EDM, at timesteps where they matter.
-
-    A small error of ε is a large one of x0 where the signal is faint, for x0 = (x - σ ε)/α. With
-    ρ = σ/α the loss is weighted by ``1 + 4 ρ²``, which makes it the loss of EDM; log ρ is drawn from
-    N(-0.4, 1.6²). That leaves out the highest levels, where a network with normalised features finds
-    the noise hardest to copy: every fourth timestep is uniform from 650 to 999.
+    A small error of ε is a large one of x0 where the signal is faint: there x0 = (x - σ ε)/α. With
+    ``largest_weight`` above 1 the loss is weighted by ``min(1 + 4 ρ², largest_weight)``, ρ = σ/α.
     """
-    alpha_bar = alphas_cumprod()
-    levels = ((1 - alpha_bar) / alpha_bar).log() / 2
-    drawn = torch.randn(len(x0), generator=generator) * 1.6 - 0.4
-    t = torch.searchsorted(levels, drawn).clamp(max=999)
-    high = torch.randint(650, 1000, (len(x0),), generator=generator)
-    return noise_loss(net, x0, torch.where(torch.arange(len(x0)) % 4 == 0, high, t), generator, weighted=True)
-
-
-def noise_loss(net: nn.Module, x0: Tensor, t: Tensor, generator: torch.Generator, *, weighted: bool) -> Tensor:
-    """Squared error of ε at timesteps t, weighted by ``1 + 4 σ²/α²`` if asked to."""
-    alpha_bar = alphas_cumprod()[t][:, None, None, None]
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
+    t = torch.randint(1000, (len(x0),), generator=generator)
+    alpha_bar = alphas_cumprod[t][:, None, None, None]
     noise = torch.randn(x0.shape, generator=generator)
-    weight = 4 / alpha_bar - 3 if weighted else 1.0
+    weight = (4 / alpha_bar - 3).clamp(max=largest_weight)
     prediction = net(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, t).sample
     return (weight * (prediction - noise).square()).mean()
 
@@ -97,7 +80,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
     "edm": (lambda: PatchUNet(width=48, width_inner=96, blocks=4, classes=10), edm_loss),
     "flow": (lambda: PatchUNet(width=48, width_inner=96, blocks=4), flow_loss),
     "ddpm": (ddpm_network, ddpm_loss),
-    "ddpm-refine": (ddpm_network, ddpm_refine_loss),
+    "ddpm-refine": (ddpm_network, partial(ddpm_loss, largest_weight=100.0)),
 }
 
 
