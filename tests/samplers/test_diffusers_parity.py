@@ -23,9 +23,9 @@ from scoremodels.schedule import DiscreteVP
 FOLDER = Path(__file__).parents[2] / "scoremodels" / "pretrained" / "fashion-mnist-ddpm"
 RELATIVE = 1e-5
 ROUNDING_AT_FULL_NOISE = 3e-5
-"""Bound of a single pixel for singlestep noise prediction from t = 999, the whole image being within 1e-5: the signal is
-1/158 of the state there, so dividing by it makes float32's 6e-8 one part in 1e5. Either float32 run differs by as much
-from the same run in float64."""
+"""Bound of a pixel for singlestep noise prediction from t = 999, the whole image being within 1e-5: the signal is 1/158
+of the state there, so dividing by it makes float32's 6e-8 one part in 1e5. Either float32 run differs by as much from
+the same run in float64."""
 
 MULTISTEP = {("dpmsolver++", 1): "ddim", ("dpmsolver++", 2): "dpm-solver++-2m", ("dpmsolver++", 3): "dpm-solver++-3m",
              ("dpmsolver", 1): "dpm-solver-1", ("dpmsolver", 2): "dpm-solver-2m", ("dpmsolver", 3): "dpm-solver-3m"}
