@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 _LEAST_ERROR = 1e-30
 """Errors count as at least this, so that an exact step has a finite successor."""
@@ -15,8 +15,8 @@ _LEAST_ERROR = 1e-30
 class Memory(NamedTuple):
     """Error ratios of the last accepted step and of the one before it, one per sample; 1 at the start."""
 
-    last: Tensor
-    before: Tensor
+    last: NDArray[np.float64]
+    before: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class Controller:
     @staticmethod
     def start(samples: int) -> Memory:
         """The memory before the first step."""
-        return Memory(torch.ones(samples, dtype=torch.float64), torch.ones(samples, dtype=torch.float64))
+        return Memory(np.ones(samples), np.ones(samples))
 
-    def next(self, error: Tensor, memory: Memory, order: int) -> tuple[Tensor, Memory]:
+    def next(self, error: NDArray[np.float64], memory: Memory, order: int) -> tuple[NDArray[np.float64], Memory]:
         """Judge a step; every sample for itself.
 
         Args:
-            error: error ratios of shape (samples,), float64; NaN and inf are failures.
+            error: error ratios of shape (samples,); NaN and inf are failures.
             memory: what the steps before left.
             order: k, the power of h with which the error shrinks.
 
@@ -77,18 +77,19 @@ class Controller:
             The factor by which each step size changes, and the memory for the next step.
         """
         accepted = error <= 1.0
-        ratio = error.clamp(min=_LEAST_ERROR)
+        ratio = np.maximum(error, _LEAST_ERROR)
         factor = self.safety * ratio ** (-self.exponents[0] / order)
         for beta, past in zip(self.exponents[1:], memory, strict=True):
             if beta:
                 factor = factor * past ** (-beta / order)
-        if bool(accepted.all()):
-            return factor.clamp(self.smallest, self.largest), Memory(ratio, memory.last)
-        after_rejection = self.safety * ratio ** (-1.0 / order)
-        factor = torch.where(accepted, factor, after_rejection).clamp(self.smallest, self.largest)
-        factor = torch.where(torch.isfinite(error), factor, self.on_failure)
-        return factor, Memory(torch.where(accepted, ratio, memory.last),
-                              torch.where(accepted, memory.last, memory.before))
+        if accepted.all():
+            return self._bounded(factor), Memory(ratio, memory.last)
+        factor = self._bounded(np.where(accepted, factor, self.safety * ratio ** (-1.0 / order)))
+        return np.where(np.isfinite(error), factor, self.on_failure), Memory(
+            np.where(accepted, ratio, memory.last), np.where(accepted, memory.last, memory.before))
+
+    def _bounded(self, factor: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.minimum(np.maximum(factor, self.smallest), self.largest)
 
 
 INTEGRAL = Controller()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -23,6 +25,16 @@ def fetch_largest(values: Tensor) -> Tensor:
     if not torch._C._are_functorch_transforms_active():  # as Function.apply asks itself, after much else
         return values.detach().cpu()
     return _Largest.apply(values.detach())
+
+
+_KINDS = {torch.float64: np.float64, torch.int64: np.int64, torch.bool: np.bool_}
+
+
+def array_of(values: Tensor) -> NDArray[Any]:
+    """See a host tensor as an array, also in a function that is transformed by :mod:`torch.func`."""
+    if not torch._C._are_functorch_transforms_active():
+        return values.numpy()
+    return np.array(values.tolist(), dtype=_KINDS[values.dtype])
 
 
 class _Largest(torch.autograd.Function):

@@ -7,15 +7,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Inexact
+from numpy.typing import NDArray
 from torch import Tensor
 
 from odecore.driver.batch import HALF, bound, check_states, check_tolerances, partial_step, rows_of, times_of
 from odecore.driver.control import INTEGRAL, Controller, Memory
 from odecore.driver.dense import bootstrapped
 from odecore.driver.events import Event, EventFunction, EventWatch, events_of
-from odecore.driver.fetch import fetch_largest
+from odecore.driver.fetch import array_of, fetch_largest
 from odecore.driver.first_step import automatic_first_step
 from odecore.driver.pytree import Tree, on_trees
 from odecore.driver.record import Pieces, Recorder, StatesAt, Taken, Watch
@@ -132,94 +134,98 @@ def solve(
         raise ValueError("event and watch are both given: let the watch call an odecore.driver.events.EventWatch")
     recorder = _recorder(ts, dense, watch if events is None else events, begin, end, result)
     stops: list[tuple[Tensor, Tensor]] = []
-    t, direction, length = begin.clone(), torch.sign(end - begin), (end - begin).abs()
-    status = torch.full((samples,), -1)
-    accepted, rejected = torch.zeros_like(status), torch.zeros_like(status)
-    status[direction == 0] = Status.FINISHED
+    # Times and decisions are NumPy arrays, whose operations on the few numbers of a batch cost a third of torch's.
+    t, goal = array_of(begin).copy(), array_of(end)
+    status = np.where(t == goal, int(Status.FINISHED), int(Status.STEP_LIMIT))
+    accepted, rejected = np.zeros_like(status), np.zeros_like(status)
 
-    rows = (status < 0).nonzero().squeeze(1)  # the samples that still run; what follows has one row for each
-    y, *left_args = (result, *args) if len(rows) == samples else rows_of((result, *args), rows)
-    now, goal, forward, h, count = t[rows], end[rows], direction[rows], length[rows], accepted[rows]
-    memory = controller.start(len(rows))
+    rows = (t != goal).nonzero()[0]  # the samples that still run; what follows has one row for each
+    y, *left_args = (result, *args) if len(rows) == samples else rows_of((result, *args), torch.from_numpy(rows))
+    now, goal, count, memory = t[rows], goal[rows], accepted[rows], controller.start(len(rows))
+    forward, whole = np.sign(goal - now), np.abs(goal - now)
     active, nfe, newton, krylov = bound(field, tuple(left_args), y0.dtype), 0, 0, 0
     carry: Carry = ()
+    h = np.full_like(now, math.nan if first_step is None else first_step)
     if len(rows):
-        carry, nfe = stepper.start(active, now, y)
-    if first_step is not None:
-        h = torch.full_like(h, first_step)
-    elif len(rows):
-        automatic = automatic_first_step(active, now, forward, y, stepper.error_order,
-                                         lambda value, magnitude: norm(value, magnitude, rtol, atol))
-        h, nfe = torch.minimum(automatic.length, h), nfe + automatic.nfe
-    h = h.clamp(shortest, longest)
+        carry, nfe = stepper.start(active, torch.from_numpy(now), y)
+        if first_step is None:
+            automatic = automatic_first_step(active, torch.from_numpy(now), torch.from_numpy(forward), y,
+                                             stepper.error_order, lambda value, size: norm(value, size, rtol, atol))
+            h, nfe = np.minimum(array_of(automatic.length), whole), nfe + automatic.nfe
+    h = h.clip(shortest, longest)
     attempt = 0
     while len(rows) and attempt < max_steps:
         attempt += 1
-        remaining = (goal - now).abs()
+        remaining = np.abs(goal - now)
         last = h >= remaining * (1 - 1e-10)  # leave no sliver
-        target = torch.where(last, goal, torch.addcmul(now, forward, h))
-        step = trial = stepper.step(active, now, target, y, carry)
+        target = np.where(last, goal, now + forward * h)
+        step = trial = stepper.step(active, torch.from_numpy(now), torch.from_numpy(target), y, carry)
         nfe, newton, krylov = nfe + step.nfe, newton + step.newton, krylov + step.krylov
         ratio = _error_ratio(step, norm, rtol, atol)  # the one synchronisation
         good = ratio <= 1.0
         if shortest > 0:
-            good = good | (torch.isfinite(ratio) & ((target - now).abs() <= shortest * (1 + 1e-10)))
+            good |= np.isfinite(ratio) & (np.abs(target - now) <= shortest * (1 + 1e-10))
         every = bool(good.all())
-        if not every and step.y.requires_grad and bool(good.any()) and not bool(torch.isfinite(ratio).all()):
+        if not every and step.y.requires_grad and good.any() and not np.isfinite(ratio).all():
             # Autograd multiplies non-finite values with zero, which is not zero: repeat the step of the others alone.
-            target = torch.where(good, target, now)
-            step = partial_step(stepper, field, tuple(left_args), y0.dtype, now, target, y, carry)
+            target = np.where(good, target, now)
+            step = partial_step(stepper, field, tuple(left_args), y0.dtype, torch.from_numpy(now),
+                                torch.from_numpy(target), y, carry)
             nfe, newton, krylov = nfe + step.nfe, newton + step.newton, krylov + step.krylov
 
         factor, memory = controller.next(ratio, memory, stepper.error_order)
-        h = torch.minimum(h, remaining) * factor
+        h = np.minimum(h, remaining) * factor
         if shortest > 0 or longest < math.inf:
-            h = h.clamp(shortest, longest)
+            h = h.clip(shortest, longest)
         count = count + good
-        reached, ended = (target, last) if every else (torch.where(good, target, now), good & last)
+        reached, ended = (target, last) if every else (np.where(good, target, now), good & last)
         if not every:
             # Below some rounding units of t a step no longer moves it; near t = 0 the interval sets the limit.
-            stuck = ~good & (h <= 16 * torch.finfo(torch.float64).eps * now.abs() + 1e-20 * length[rows])
-            if bool(stuck.any()):
+            stuck = ~good & (h <= 16 * np.finfo(np.float64).eps * np.abs(now) + 1e-20 * whole)
+            if stuck.any():
                 status[rows[stuck]], ended = _causes(trial, ratio)[stuck], ended | stuck
-        before = y
+        before, stopped = y, np.zeros(0, dtype=np.int64)
         y, carry = (step.y, step.carry) if every else _select(good, step, y, carry)
-        stopped = None
-        if recorder is not None and bool(good.any()):
-            make = step.dense or functools.partial(bootstrapped, active, now, target, before, step.y, stepper.order)
-            taken = Taken.of(rows, good, now, target, before, step.y, make)
+        if recorder is not None and good.any():
+            start, end_ = torch.from_numpy(now), torch.from_numpy(target)
+            make = step.dense or functools.partial(bootstrapped, active, start, end_, before, step.y, stepper.order)
+            taken = Taken.of(torch.from_numpy(rows), torch.from_numpy(good), start, end_, before, step.y, make)
             stop = recorder.add(taken)
             nfe += taken.nfe
             if stop is not None:
-                where = good.nonzero().squeeze(1)
-                stopped = where[stop.stopped]
-                stops.append((rows[stopped], stop.t[stop.stopped]))
-                reached, ended = reached.index_copy(0, where, stop.t.detach()), ended.index_fill(0, stopped, True)
-                y = y.index_copy(0, send(where, y.device), stop.y)
+                where, which = good.nonzero()[0], array_of(stop.stopped)
+                stopped, reached, ended = where[which], reached.copy(), ended.copy()
+                reached[where], ended[stopped] = array_of(stop.t.detach()), True
+                stops.append((taken.rows[stop.stopped], stop.t[stop.stopped]))
+                y = y.index_copy(0, send(torch.from_numpy(where), y.device), stop.y)
         now = reached
         if callback is not None:
-            callback(attempt, t.index_copy(0, rows, now))
+            t[rows] = now
+            callback(attempt, torch.from_numpy(t.copy()))
 
-        if bool(ended.any()):
-            status[rows[ended & good]] = Status.FINISHED
-            if stopped is not None:
-                status[rows[stopped]] = Status.STOPPED
+        if ended.any():
+            status[rows[ended & good]] = int(Status.FINISHED)
+            status[rows[stopped]] = int(Status.STOPPED)
             t[rows], accepted[rows], rejected[rows] = now, count, attempt - count
-            over, left = ended.nonzero().squeeze(1), (~ended).nonzero().squeeze(1)
-            result = result.index_copy(0, send(rows[over], y.device), y.index_select(0, send(over, y.device)))
-            y, *carried = rows_of((y, *carry), left)
-            carry, left_args = tuple(carried), list(rows_of(tuple(left_args), left))
-            rows, now, goal, forward, h, count, *kept = rows_of((rows, now, goal, forward, h, count, *memory), left)
-            memory, active = Memory(*kept), bound(field, tuple(left_args), y0.dtype)
+            over, left = ended.nonzero()[0], (~ended).nonzero()[0]
+            result = _spread(result, rows[over], rows_of((y,), torch.from_numpy(over))[0])
+            y, *carried = rows_of((y, *carry), torch.from_numpy(left))
+            carry, left_args = tuple(carried), list(rows_of(tuple(left_args), torch.from_numpy(left)))
+            rows, now, goal, forward, whole, h, count = (
+                x[left] for x in (rows, now, goal, forward, whole, h, count))
+            memory, active = Memory(*(m[left] for m in memory)), bound(field, tuple(left_args), y0.dtype)
     if len(rows):
-        status[rows] = Status.STEP_LIMIT
         t[rows], accepted[rows], rejected[rows] = now, count, attempt - count
-        result = result.index_copy(0, send(rows, y.device), y)
-    pieces = None if recorder is None or recorder.pieces is None else recorder.pieces.result(begin, t, result, y0.dtype)
-    for stopped, at in stops:  # with their gradients, which no step of other samples had to carry
-        t = t.index_copy(0, stopped, at)
+        result = _spread(result, rows, y)
+    times = torch.from_numpy(t)
+    pieces = None
+    if recorder is not None and recorder.pieces is not None:
+        pieces = recorder.pieces.result(begin, times, result, y0.dtype)
+    for places, at in stops:  # with their gradients, which no step of other samples had to carry
+        times = times.index_copy(0, places, at)
     return checked(Solution(
-        result.to(y0.dtype), t, status, accepted, rejected, nfe, newton, krylov,
+        result.to(y0.dtype), times, torch.from_numpy(status), torch.from_numpy(accepted), torch.from_numpy(rejected),
+        nfe, newton, krylov,
         None if recorder is None or recorder.states is None else recorder.states.result(y0.dtype),
         pieces, *((None, ()) if events is None else (events.stopped_by, events.crossings)),
     ), partial, max_steps)
@@ -234,41 +240,46 @@ def _recorder(
     return Recorder(None if ts is None else StatesAt(ts, begin, end, y0), Pieces() if dense else None, watch)
 
 
-def _error_ratio(step: Step, norm: Norm, rtol: float, atol: float) -> Tensor:
-    """Error ratio of each sample on the host; inf or nan where the step is not finite."""
+def _error_ratio(step: Step, norm: Norm, rtol: float, atol: float) -> NDArray[np.float64]:
+    """Error ratio of each sample on the host; not finite where the step is not."""
     with torch.no_grad():
-        ratio = norm(step.error, step.magnitude, rtol, atol)
-        largest = torch.linalg.vector_norm(step.y.reshape(len(step.y), -1), math.inf, dim=1)
-        return fetch_largest(torch.where(largest < math.inf, ratio, math.inf).double())
+        error = step.error + 0.0 * step.y  # nan where y is inf or nan, though the error may not be
+        return array_of(fetch_largest(norm(error, step.magnitude, rtol, atol).double()))
 
 
-def _select(good: Tensor, step: Step, y: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+def _select(good: NDArray[np.bool_], step: Step, y: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
     """The new state and carry where the step was good, else the old ones."""
-    if not bool(good.any()):
+    if not good.any():
         return y, carry
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(column(good, new), new, old)
+        return torch.where(column(torch.from_numpy(good), new), new, old)
 
     return choose(step.y, y), tuple(choose(new, old) for new, old in zip(step.carry, carry, strict=True))
+
+
+def _spread(states: Tensor, rows: NDArray[np.int64], values: Tensor) -> Tensor:
+    """States with new values in some rows."""
+    return values if len(rows) == len(states) else states.index_copy(
+        0, send(torch.from_numpy(rows), states.device), values)
 
 
 def _root_mean_square(error: Tensor, tolerance: Tensor, least: float) -> Tensor:
     scaled = error / tolerance
     if least < torch.finfo(tolerance.dtype).tiny:
-        scaled = torch.where(error == 0, 0.0, scaled)  # no error is no violation, even of a tolerance of zero
+        scaled = torch.where(error == 0, 0.0, scaled)  # no error violates no tolerance, even of zero
     rows = scaled.reshape(len(scaled), -1)
     return torch.linalg.vector_norm(rows, dim=1) / math.sqrt(rows.shape[1])
 
 
-def _causes(step: Step, ratio: Tensor) -> Tensor:
+def _causes(step: Step, ratio: NDArray[np.float64]) -> NDArray[np.int64]:
     """Why each sample's step was rejected; waits for the device, so it is asked only where samples are given up."""
-    def anywhere(flags: Tensor) -> Tensor:
-        return fetch_largest(flags.reshape(len(flags), -1).any(1))
+    def anywhere(flags: Tensor) -> NDArray[np.bool_]:
+        return array_of(fetch_largest(flags.reshape(len(flags), -1).any(1)))
 
     unfinished = anywhere(torch.isinf(step.error)) & ~anywhere(~torch.isfinite(step.y))
-    failed = torch.where(unfinished, int(Status.NOT_CONVERGED), int(Status.NON_FINITE))
-    return torch.where(torch.isfinite(ratio), int(Status.STEP_TOO_SMALL), failed)
+    failed = np.where(unfinished, int(Status.NOT_CONVERGED), int(Status.NON_FINITE))
+    return np.where(np.isfinite(ratio), int(Status.STEP_TOO_SMALL), failed)
 
 
 def _check(first_step: float | None, max_steps: Any, shortest: float, longest: float) -> None:

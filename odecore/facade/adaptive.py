@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from odecore.driver.control import Controller, Memory
@@ -77,10 +79,10 @@ class Adaptive:
 class Steadfast(Controller):
     """The elementary controller that never shortens a step after an accepted one."""
 
-    def next(self, error: Tensor, memory: Memory, order: int) -> tuple[Tensor, Memory]:
+    def next(self, error: NDArray[np.float64], memory: Memory, order: int) -> tuple[NDArray[np.float64], Memory]:
         """Judge a step; see :class:`~odecore.driver.control.Controller`."""
         factor, after = Controller.next(self, error, memory, order)
-        return torch.where(error <= 1.0, factor.clamp(min=1.0), factor), after
+        return np.where(error <= 1.0, np.maximum(factor, 1.0), factor), after
 
 
 @dataclass(frozen=True, slots=True)

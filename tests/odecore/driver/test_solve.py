@@ -314,11 +314,11 @@ def test_controllers_out_of_range_are_refused(changes: dict) -> None:
 
 def test_a_rejected_step_leaves_the_memory_of_the_controller_alone() -> None:
     memory = PI.start(1)
-    factor, after = PI.next(torch.tensor([16.0], dtype=torch.float64), memory, 4)
+    factor, after = PI.next(np.array([16.0]), memory, 4)
     assert factor.item() == pytest.approx(0.45) and after == memory
-    factor, after = PI.next(torch.tensor([0.5], dtype=torch.float64), after, 4)
+    factor, after = PI.next(np.array([0.5]), after, 4)
     assert factor.item() == pytest.approx(0.9 * 0.5 ** -(0.7 / 4))
-    factor, _ = PI.next(torch.tensor([0.25], dtype=torch.float64), after, 4)
+    factor, _ = PI.next(np.array([0.25]), after, 4)
     assert factor.item() == pytest.approx(0.9 * 0.25 ** -(0.7 / 4) * 0.5 ** (0.4 / 4))
 
 
