@@ -29,11 +29,11 @@ def bound(field: Callable[..., Tensor], args: tuple[Tensor, ...], dtype: torch.d
     """
     def change(part: Callable[..., Tensor]) -> Field:
         def function(y: Tensor, t: Tensor) -> Tensor:
-            value = part(y.to(dtype), t, *args)
+            value = part(y if y.dtype is dtype else y.to(dtype), t, *args)
             if value.shape != y.shape:
                 raise ValueError(f"field returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: "
                                  "they must be the same")
-            return value.to(y.dtype)
+            return value if value.dtype is y.dtype else value.to(y.dtype)
 
         return function
 

@@ -252,8 +252,10 @@ def _select(good: NDArray[np.bool_], step: Step, y: Tensor, carry: Carry) -> tup
     if not good.any():
         return y, carry
 
+    mask = column(torch.from_numpy(good), y)
+
     def choose(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(column(torch.from_numpy(good), new), new, old)
+        return torch.where(mask if new.ndim == y.ndim else column(torch.from_numpy(good), new), new, old)
 
     return choose(step.y, y), tuple(choose(new, old) for new, old in zip(step.carry, carry, strict=True))
 
