@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from functools import partial
@@ -96,7 +96,7 @@ class EmbeddedPair:
 
 def _advance(y: Tensor, weights: Sequence[float], rises: Sequence[Tensor]) -> Tensor:
     """``y + Σ_i weights[i] rises[i]``: faster on a CPU than a product with stacked slopes."""
-    add = torch.add
+    add: Callable[..., Tensor] = torch.add
     for weight, rise in zip(weights, rises, strict=False):
         if weight != 0.0:
             y = add(y, rise, alpha=weight)
