@@ -210,10 +210,13 @@ def solve(
             over, left = ended.nonzero()[0], (~ended).nonzero()[0]
             result = _spread(result, rows[over], rows_of((y,), torch.from_numpy(over))[0])
             y, *carried = rows_of((y, *carry), torch.from_numpy(left))
-            carry, left_args = tuple(carried), list(rows_of(tuple(left_args), torch.from_numpy(left)))
+            carry = tuple(carried)
+            if left_args:
+                left_args = list(rows_of(tuple(left_args), torch.from_numpy(left)))
+                active = bound(field, tuple(left_args), y0.dtype)
             rows, now, goal, forward, whole, h, count = (
                 x[left] for x in (rows, now, goal, forward, whole, h, count))
-            memory, active = Memory(*(m[left] for m in memory)), bound(field, tuple(left_args), y0.dtype)
+            memory = Memory(*(m[left] for m in memory))
     if len(rows):
         t[rows], accepted[rows], rejected[rows] = now, count, attempt - count
         result = _spread(result, rows, y)
