@@ -101,6 +101,13 @@ def singlestep_orders(nfe: int, order: int) -> list[int]:
     return [3] * (nfe // 3) + [nfe % 3]
 
 
+def orders_on_path(path: Path, nfe: int, order: int) -> list[int]:
+    """Orders of singlestep steps that spend exactly ``nfe``, with first-order ones where a step is infinitely long."""
+    free = [path.schedule.log_snr(path.end) == math.inf, path.schedule.log_snr(path.schedule.t_max) == -math.inf]
+    middle = singlestep_orders(max(nfe - sum(free), 0), order) if nfe > sum(free) else []
+    return [1] * free[1] + middle + [1] * free[0] if nfe >= sum(free) else [1] * nfe
+
+
 def _multistep(
     path: Path, nfe: int, *, variable: str, order: int, rule: str = "exact", taper_below: int = TAPER_BELOW
 ) -> tuple[tuple[Row, ...], list[float]]:
@@ -116,9 +123,7 @@ def _singlestep(
 ) -> tuple[tuple[Row, ...], list[float]]:
     """Steps of equal length in the grid, each with stages at fixed fractions; infinite steps have order one."""
     chosen = path.variable(variable)
-    free = [path.schedule.log_snr(path.end) == math.inf, path.schedule.log_snr(path.schedule.t_max) == -math.inf]
-    middle = singlestep_orders(max(nfe - sum(free), 0), order) if nfe > sum(free) else []
-    orders = [1] * free[1] + middle + [1] * free[0] if nfe >= sum(free) else [1] * nfe
+    orders = orders_on_path(path, nfe, order)
     times = path.times(len(orders))
     steps = [inner_nodes(chosen, t, s, FRACTIONS[k]) for t, s, k in zip(times[:-1], times[1:], orders, strict=True)]
     return exponential_singlestep(chosen, steps, rule=RULES[rule]), times

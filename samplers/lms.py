@@ -1,4 +1,4 @@
-"""Adams–Bashforth methods on ``d(x/α)/dρ = ε``, ρ = σ/α: the linear multistep solver of k-diffusion.
+"""Adams–Bashforth methods: on ε over ρ = σ/α, k-diffusion's linear multistep solver, and on velocity over flow time.
 
 Three names of the field are one method: LMS (polynomials in σ, where α = 1), ρAB-DEIS (polynomials in
 ρ) and iPNDM_v (iPNDM with the weights of its actual nodes).
@@ -33,4 +33,25 @@ def lms(order: int, *, taper_below: int = 0) -> Solver:
     return Solver(f"lms-{order}", order, build, "plain", grid="karras", source="Zhang & Chen 2022, arXiv:2204.13902")
 
 
+def flow_ab(order: int) -> Solver:
+    """Build the linear multistep solver of one order on the velocity of a rectified flow.
+
+    ``x_{i+1}/(α+σ)_{i+1} = x_i/(α+σ)_i + ∫ p(τ) dτ`` from τ_i to τ_{i+1}, with τ = σ/(α+σ) and p the polynomial in
+    τ through the ``order`` newest predictions of ``ε - x0``. Both ends are finite: no order falls there.
+
+    Args:
+        order: 2 to 4; order 1 is DDIM.
+
+    Raises:
+        ValueError: an order out of range.
+
+    Cost: one evaluation a step.
+
+    Source: azula's ``vABSampler``.
+    """
+    build = partial(multistep, variable="flow", order=checked_order(order))
+    return Solver(f"flow-ab-{order}", order, build, "flow", source="azula, vABSampler")
+
+
+FLOW_AB = tuple(flow_ab(k) for k in (2, 3, 4))
 LMS = tuple(lms(k) for k in (2, 3, 4))

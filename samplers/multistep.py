@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from odecore.phi import exponential_weights
@@ -56,6 +57,12 @@ def step_orders(path: Path, variable: str, times: Sequence[float], order: int, *
     """Order of each step, see :func:`samplers.dpm_solver.multistep_orders`."""
     clocks = [path.variable(variable).at_time(t).clock for t in times]
     return multistep_orders(clocks, order, taper=len(times) - 1 < taper_below)
+
+
+def starts_at_pure_noise(path: Path) -> bool:
+    """Whether the path starts at ρ = ∞; known before its times are."""
+    first = path.schedule.t_max if callable(path.grid) else float(path.grid[0])
+    return math.isinf(path.schedule.ratio(float(first)))
 
 
 def from_pure_noise(path: Path, times: Sequence[float]) -> tuple[Row, ...]:

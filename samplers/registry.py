@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from samplers import ddim, deis, dpm_solver, edm, grids, ipndm, lms, unipc
+from samplers import ddim, deis, dpm_solver, edm, grids, ipndm, lms, pndm, res, unipc
 from samplers.grids import Grid
 from samplers.solver import AdaptiveSolver, Solver
 
@@ -15,6 +15,7 @@ T = TypeVar("T")
 _ALL: tuple[Solver | AdaptiveSolver, ...] = (
     edm.EULER_SOLVER, ddim.DDIM, ddim.DDPM, *dpm_solver.SINGLESTEP, *dpm_solver.MULTISTEP, *dpm_solver.PLUS_PLUS,
     edm.EDM_HEUN, *ipndm.IPNDM, *lms.LMS, *deis.DEIS, *unipc.UNIPC,
+    *edm.RHO_RUNGE_KUTTA, edm.FLOW_HEUN, *lms.FLOW_AB, *res.RES, *pndm.PNDM,
     AdaptiveSolver("dpm-solver-12", 2, "Lu et al. 2022, arXiv:2206.00927"),
     AdaptiveSolver("dpm-solver-23", 3, "Lu et al. 2022, arXiv:2206.00927"),
 )
@@ -23,7 +24,7 @@ SOLVERS: Mapping[str, Solver | AdaptiveSolver] = {solver.name: solver for solver
 
 ALIASES: Mapping[str, str] = {
     **{f"{name}-{k}": f"lms-{k}" for name in ("ipndm-v", "deis-rho") for k in (2, 3, 4)},
-    "deis-log-3": "dpm-solver-3m",
+    "deis-log-3": "dpm-solver-3m", "rho-heun": "edm-heun", "res-2s": "dpm-solver++-2s",
 }
 """Further names that the field has for some of them."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from odecore.plan import Plan, Row
@@ -16,7 +19,8 @@ from scoremodels.schedule import NoiseSchedule
 def restart(plan: Plan, begin: int, solver: Solver, schedule: NoiseSchedule, prediction: str) -> tuple[Row, ...]:
     """Make rows for a run that starts at row ``begin`` with a state of that row's time and no history.
 
-    A solver that has no rule is built anew on the times that are left.
+    A solver that has no rule is built anew on the times that are left. A stage whose anchor has come to its
+    time, as in steps of several stages that add noise, goes on in first order with the noise of its row.
 
     Args:
         plan: the plan of the whole run.
@@ -31,6 +35,9 @@ def restart(plan: Plan, begin: int, solver: Solver, schedule: NoiseSchedule, pre
     if solver.rule is None:
         times = np.asarray(plan.about["times"])[begin:]
         return solver.build(Path(schedule, prediction, times, float(times[-1])), plan.nfe - begin)[0]
+    if solver.stochastic and begin > 0 and plan.rows[begin - 1].t_next == plan.rows[begin].t:
+        boundary = _next_start(plan.rows, begin)
+        return (*(_first_order(row, schedule) for row in plan.rows[begin:boundary]), *plan.rows[boundary:])
     variable = VARIABLES[solver.variable](schedule, prediction)
     return _without_history(plan.rows, begin, variable, RULES[solver.rule.replace("singlestep", "multistep")])
 
@@ -42,14 +49,32 @@ def _without_history(rows: tuple[Row, ...], begin: int, variable: Variable, rule
     reads nothing older are replaced: by exponential multistep rows at the same times, whose order
     rises with the new history up to the order of the rows they replace.
     """
-    boundary = next((b for b in range(begin, len(rows)) if _stands_alone(rows, b)), len(rows))
+    boundary = _next_start(rows, begin)
     replaced = rows[begin:boundary]
     if not replaced:
         return rows[begin:]
     after = rows[boundary].t if boundary < len(rows) else rows[-1].t_next
-    orders = [min(i + 1, max(1, len(row.anchor) - 2)) for i, row in enumerate(replaced)]
     times = [float(t) for t in (*(row.t for row in replaced), after)]
+    orders = [min(_distinct(times, i), max(1, len(row.anchor) - 2 - row.anchor[2:].count(0.0)))
+              for i, row in enumerate(replaced)]
     return (*exponential_multistep(variable, times, orders, rule=rule), *rows[boundary:])
+
+
+def _distinct(times: Sequence[float], i: int) -> int:
+    """How many of the times up to the i-th no other one among them repeats."""
+    return next((k for k in range(1, i + 1) if times[i - k] == times[i - k + 1]), i + 1)
+
+
+def _first_order(row: Row, schedule: NoiseSchedule) -> Row:
+    """Give the newest prediction of the data all the weight, and keep the noise, which goes with the state's weight."""
+    decay = float(row.anchor[0])
+    weight = float(schedule.alpha(float(row.t_next))) - decay * float(schedule.alpha(float(row.t)))
+    return replace(row, anchor=(decay, 0.0, weight), point=(1.0,))
+
+
+def _next_start(rows: tuple[Row, ...], begin: int) -> int:
+    """The first row from ``begin`` on at which a step starts that stands alone; their number if there is none."""
+    return next((b for b in range(begin, len(rows)) if _stands_alone(rows, b)), len(rows))
 
 
 def _stands_alone(rows: tuple[Row, ...], begin: int) -> bool:
