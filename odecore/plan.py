@@ -70,6 +70,8 @@ class Plan:
         exact: ``(A, B)`` such that for a *constant* prediction m the exact solution at the end is
             ``A x_0 + B m``; the plan checks that its rows reproduce it. None skips the check.
         about: what the plan was compiled from (solver, grid, schedule, …), JSON values only.
+        entry: factor that takes the initial state to the first point; other than 1 where steps in closed
+            form come before the first row.
 
     Raises:
         ValueError: no rows, non-finite numbers, accepted times that turn back, or rows that do
@@ -82,6 +84,7 @@ class Plan:
     t_start: Weight
     exact: tuple[Weight, Weight] | None = None
     about: Mapping[str, object] = field(default_factory=dict)
+    entry: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
@@ -110,7 +113,7 @@ class Plan:
         """Write the plan as JSON; :meth:`from_json` restores every float64 bit."""
         return json.dumps({
             "format": "fewstep-plan-1", "about": dict(self.about), "t_start": _encode(self.t_start),
-            "exact": None if self.exact is None else [_encode(w) for w in self.exact],
+            "exact": None if self.exact is None else [_encode(w) for w in self.exact], "entry": self.entry,
             "rows": [{name: _encode(getattr(row, name)) for name in Row.__dataclass_fields__} for row in self.rows]})
 
     @classmethod
@@ -129,7 +132,7 @@ class Plan:
         try:
             rows = tuple(Row(**{name: _decode(row[name]) for name in Row.__dataclass_fields__}) for row in data["rows"])
             exact = None if data["exact"] is None else tuple(_decode(w) for w in data["exact"])
-            return cls(rows, _decode(data["t_start"]), exact, data["about"])
+            return cls(rows, _decode(data["t_start"]), exact, data["about"], data.get("entry", 1.0))
         except (KeyError, TypeError) as error:
             raise ValueError(f"the plan lacks or garbles a field ({error!r}); write it with Plan.to_json") from error
 
@@ -256,7 +259,7 @@ def execute(
     noisy = [isinstance(row.noise, Tensor) or row.noise != 0.0 for row in plan.rows]
     if any(noisy) and noise is None:
         raise ValueError("noise=None, but the plan adds noise: pass a function that draws it")
-    registers = Registers(x, plan.depth)
+    registers = Registers(x if plan.entry == 1.0 else plan.entry * x, plan.depth)
     for index, row in enumerate(plan.rows if progress is None else progress(plan.rows)):
         raw = model(registers.point.to(x.dtype), row.t)
         registers.advance(row, raw, noise() if noise is not None and noisy[index] else None)

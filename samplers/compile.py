@@ -56,11 +56,14 @@ def compile_plan(
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction={prediction!r} is unknown: choose one of {', '.join(PREDICTIONS)}")
     rule, label, last = _resolve_grid(chosen, schedule, grid, end)
-    rows, times = chosen.build(Path(schedule, prediction, rule, last), int(nfe))
+    path = Path(schedule, prediction, rule, last)
+    rows, times = chosen.build(path, int(nfe))
     if len(rows) != nfe:
         raise ValueError(f"nfe={nfe}: solver {chosen.name!r} would spend {len(rows)} evaluations")
     about = {"solver": chosen.name, "order": chosen.order, "nfe": int(nfe), "grid": label, "times": times,
              "schedule": schedule.to_config(), "prediction": prediction}
+    if chosen.enter is not None:
+        return Plan(rows, times[0], None, about, chosen.enter(path, int(nfe)))
     return Plan(rows, times[0], _exact(chosen, schedule, prediction, rows, times), about)
 
 

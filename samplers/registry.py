@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from samplers import ddim, deis, dpm_solver, edm, grids, ipndm, lms, pndm, res, unipc
+from samplers.first_step import analytic_first_step
 from samplers.grids import Grid
+from samplers.last_step import denoise_to_zero
 from samplers.solver import AdaptiveSolver, Solver
 
 T = TypeVar("T")
@@ -28,6 +30,10 @@ ALIASES: Mapping[str, str] = {
 }
 """Further names that the field has for some of them."""
 
+WRAPPERS: Mapping[str, Callable[[Solver], Solver]] = {
+    "afs": analytic_first_step, "denoise": denoise_to_zero, "unic": unipc.unic}
+"""What may follow a solver's name after a plus."""
+
 GRIDS: Mapping[str, Grid] = {
     "log-snr": grids.log_snr, "time": grids.time, "quadratic": grids.quadratic, "karras": grids.karras,
     "exponential": grids.exponential, "leading": grids.leading, "linspace": grids.linspace,
@@ -37,12 +43,18 @@ GRIDS: Mapping[str, Grid] = {
 
 
 def solver_named(name: str) -> Solver | AdaptiveSolver:
-    """Look a solver up, by its name or by an alias.
+    """Look a solver up, by its name or by an alias; words after a plus wrap it, see ``WRAPPERS``.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or one that cannot be wrapped.
     """
-    return _named("solver", ALIASES.get(name, name), SOLVERS)
+    base, plus, wrapper = str(name).rpartition("+")
+    if not plus or wrapper not in WRAPPERS:
+        return _named("solver", ALIASES.get(name, name), SOLVERS)
+    solver = solver_named(base)
+    if isinstance(solver, AdaptiveSolver):
+        raise ValueError(f"solver={name!r}: {base!r} chooses its own steps, and {wrapper!r} needs a fixed grid")
+    return WRAPPERS[wrapper](solver)
 
 
 def grid_named(name: str) -> Grid:

@@ -71,6 +71,8 @@ class Solver:
             of one row a step that has another, and is built anew for a run that starts in the middle.
         least_nfe: fewest evaluations that it can spend.
         stochastic: whether its rows add noise.
+        enter: ``(path, nfe) -> factor`` from the initial state to the first point, see :class:`odecore.plan.Plan`;
+            None for 1.
         source: the paper.
     """
 
@@ -85,6 +87,7 @@ class Solver:
     least_nfe: int = 1
     stochastic: bool = False
     source: str = ""
+    enter: Callable[[Path, int], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def unic(solver: Solver, weights: str = "exact") -> Solver:
     Source: Zhao et al. 2023, arXiv:2302.04867, section 3.1.
     """
     rule = _weights(weights)
-    if solver.stochastic or getattr(solver.build, "func", None) is _corrected:
+    if solver.stochastic or solver.enter is not None or getattr(solver.build, "func", None) is _corrected:
         raise ValueError(f"solver={solver.name!r} adds noise or has a corrector: choose a plain multistep solver")
     build = partial(_corrected, build=solver.build, variable=solver.variable, corrector=rule)
     return replace(solver, name=f"{solver.name}+unic", order=solver.order + 1, build=build, rule=None)
