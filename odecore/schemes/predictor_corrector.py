@@ -37,30 +37,57 @@ def with_corrector(variable: Variable, rows: Sequence[Row], *, rule: Rule = expo
 
     Source: UniC, Zhao et al. 2023, arXiv:2302.04867, algorithm 1.
     """
+    if any(isinstance(row.noise, float) and row.noise != 0.0 for row in rows):
+        raise ValueError("rows add noise, so that their steps are not those of the variable: hand the corrector's "
+                         "weights to corrected()")
+    _check_multistep(rows)
+    return corrected(rows, [_correction(variable, rows, step, rule) for step in range(len(rows) - 1)])
+
+
+def corrected(rows: Sequence[Row], correctors: Sequence[Sequence[Weight]]) -> tuple[Row, ...]:
+    """Exchange the weights of each step for a corrector's, once the prediction at the step's end is made.
+
+    Noise that a step has added stays in the state: predictor and corrector of a stochastic step differ
+    in the weights of their predictions alone.
+
+    Args:
+        rows: the rows of a multistep scheme: each takes a step from its point, over recent predictions.
+        correctors: for each step but the last, the weights c_0, c_1, … over the predictions at its end, at its start
+            and before it, in place of the predictor's; none leaves the step as it is.
+
+    Raises:
+        ValueError: rows with inner stages.
+
+    Cost: no evaluation.
+    """
+    _check_multistep(rows)
+    together = list(rows[:1])
+    for before, row, corrector in zip(rows[:-1], rows[1:], correctors, strict=True):
+        decay, _, *weights = row.anchor
+        exchanged = [0.0, *before.anchor[2:]] if corrector else []
+        count = max(len(weights), len(corrector), len(exchanged))
+        total = [w + decay * (c - p) for w, c, p in zip(
+            *(_padded(part, count) for part in (weights, corrector, exchanged)), strict=True)]
+        together.append(replace(row, anchor=(decay, 0.0, *total)))
+    return tuple(together)
+
+
+def _check_multistep(rows: Sequence[Row]) -> None:
     for index, row in enumerate(rows):
-        noisy = isinstance(row.noise, float) and row.noise != 0.0
-        if row.point != (1.0,) or row.anchor[1:2] != (0.0,) or noisy:
-            raise ValueError(f"rows[{index}] is no step of a multistep scheme: it has inner stages, a corrector of "
-                             "another kind, or noise; choose a multistep solver")
-    corrected = list(rows[:1])
-    for index in range(1, len(rows)):
-        decay, _, *weights = rows[index].anchor
-        correction = [decay * w for w in _correction(variable, rows, index - 1, rule)]
-        count = max(len(weights), len(correction))
-        total = [w + c for w, c in zip(_padded(weights, count), _padded(correction, count), strict=True)]
-        corrected.append(replace(rows[index], anchor=(decay, 0.0, *total)))
-    return tuple(corrected)
+        if row.point != (1.0,) or row.anchor[1:2] != (0.0,):
+            raise ValueError(f"rows[{index}] is no step of a multistep scheme: it has inner stages, or a corrector of "
+                             "another kind; choose a multistep solver")
 
 
 def _correction(variable: Variable, rows: Sequence[Row], step: int, rule: Rule) -> list[Weight]:
-    """What the corrector adds to the end of a step, over the predictions from that end backwards."""
+    """The corrector's weights over the predictions from the step's end backwards, one more than the predictor's."""
     _, _, *predictor = rows[step].anchor
     start, end = (variable.at_time(float(rows[i].t)) for i in (step, step + 1))
     if not math.isfinite(end.clock - start.clock):
         return []  # a step of infinite length is exact in its one prediction
     past = [variable.at_time(float(rows[step - j].t)).clock - start.clock for j in range(1, len(predictor))]
     _, (now, ahead, *older) = variable.propagator(start, end, (0.0, end.clock - start.clock, *past), rule)
-    return [ahead, *(c - p for c, p in zip((now, *older), predictor, strict=True))]
+    return [ahead, now, *older]
 
 
 def _padded(weights: Sequence[Weight], count: int) -> list[Weight]:
