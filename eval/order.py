@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from eval import order_ode, order_sde
 from eval.convergence import Convergence, convergence_order
-from odecore.plan import Plan, execute
+from eval.order_weak import weak_order
+from odecore.plan import execute
 from samplers.adaptive import EmbeddedDPMSolver
 from samplers.compile import compile_plan
 from samplers.grids import Grid
 from samplers.registry import SOLVERS
-from samplers.solver import AdaptiveSolver
+from samplers.solver import AdaptiveSolver, Solver
 from scoremodels.analytic import MixtureModel
 from scoremodels.schedule import ContinuousVP, NoiseSchedule
 
@@ -43,18 +44,21 @@ class MixtureProblem:
 
     In ``y = x/α`` and ``ρ = σ/α`` it reads ``dy/dρ = ε = Σ_k π_k(y) (y - μ_k) ρ/(s_k² + ρ²)`` with
     the posterior weights π_k. This form gives the reference; solvers see the model's prediction.
+    The drift of the reverse SDE with noise of strength η = τ² is (1 + η) times as large.
 
     Args:
         schedule: noise schedule.
         start: log-SNR at the start.
         end: log-SNR at the end, finite.
         points: number of start points.
+        strength: η, of whose SDE the drift is integrated; 0 is the ODE.
     """
 
     schedule: NoiseSchedule
     start: float = -2.0
     end: float = 1.5
     points: int = 8
+    strength: float = 0.0
 
     means = np.array([[1.0, 0.4], [-0.8, 0.9], [0.1, -1.1]])
     stds = np.array([0.5, 0.3, 0.4])
@@ -81,7 +85,7 @@ class MixtureProblem:
         exponents = np.log(self.weights) - np.log(variances) - (offsets**2).sum(2) / (2 * variances)
         posterior = np.exp(exponents - exponents.max(1, keepdims=True))
         posterior /= posterior.sum(1, keepdims=True)
-        return np.einsum("nk,nkd->nd", posterior * rho / variances, offsets).ravel()
+        return (1 + self.strength) * np.einsum("nk,nkd->nd", posterior * rho / variances, offsets).ravel()
 
     def solution(self, method: str = "DOP853", tolerance: float = 1e-13) -> NDArray[np.float64]:
         """Integrate with SciPy in ρ; returns x at the end, of shape (points, 2)."""
@@ -90,6 +94,11 @@ class MixtureProblem:
         y = (self.x_start / self.schedule.alpha(t_start)).ravel()
         result = solve_ivp(self.slope, span, y, method=method, rtol=tolerance, atol=tolerance)
         return result.y[:, -1].reshape(-1, 2) * self.schedule.alpha(t_end)
+
+    @cached_property
+    def reversed(self) -> MixtureProblem:
+        """The drift of the SDE that reverses the forward process, at levels where SA-Solver keeps to that too."""
+        return replace(self, strength=1.0, start=self.start - 1.0, end=0.3)
 
     @cached_property
     def reference(self) -> Tensor:
@@ -133,8 +142,9 @@ def solver_order(
     its first and last steps are of length h², which takes their error to h^4 or below, so that the
     scheme itself is measured. ``uniform`` shows what equal steps leave of it.
 
-    The two adaptive solvers are run with the steps of the grid; "ddpm" adds noise, so that its error
-    is that of the variance, for Gaussian data.
+    The two adaptive solvers are run with the steps of the grid. Of those that add noise the order is that of
+    the drift: they are run without their noise on ``problem.reversed``, within whose interval that drift (τ = 1)
+    is that of all in the registry. What becomes of their variance is measured by :mod:`eval.order_weak`.
 
     Args:
         name: name out of ``SOLVERS``.
@@ -149,16 +159,16 @@ def solver_order(
         stepper = EmbeddedDPMSolver(problem.schedule, problem.model.prediction, solver.order)
         return convergence_order(lambda n: problem.error(_fixed_steps(stepper, problem, ramp, n)),
                                  [nfe // solver.order for nfe in budgets])
+    if solver.stochastic:
+        problem = problem.reversed
     end = float(problem.schedule.time_of_log_snr(problem.end))
     plans = {}
     for nfe in budgets:
-        prediction = "epsilon" if solver.stochastic else problem.model.prediction
-        plan = compile_plan(solver, problem.schedule, nfe=nfe, grid=problem.grid(ramp), prediction=prediction, end=end)
+        plan = compile_plan(solver, problem.schedule, nfe=nfe, grid=problem.grid(ramp),
+                            prediction=problem.model.prediction, end=end)
         times = plan.about["times"]
         assert isinstance(times, list)
-        plans[len(times) - 1] = plan
-    if solver.stochastic:
-        return convergence_order(lambda n: _variance_error(plans[n], problem.schedule), list(plans))
+        plans[len(times) - 1] = replace(plan, rows=tuple(replace(row, noise=0.0) for row in plan.rows))
     x = torch.from_numpy(problem.x_start)
     with torch.no_grad():
         return convergence_order(lambda n: problem.error(execute(plans[n], problem.model, x)), list(plans))
@@ -178,28 +188,20 @@ def _fixed_steps(
     return x
 
 
-def _variance_error(plan: Plan, schedule: NoiseSchedule, std: float = 0.5) -> float:
-    """Error of the end variance for data N(0, std²), where ε is ``σ/(α² std² + σ²)`` times x."""
-
-    def exact(t: float) -> float:
-        return float(schedule.alpha(t)) ** 2 * std**2 + float(schedule.sigma(t)) ** 2
-
-    variance = exact(float(plan.t_start))
-    for row in plan.rows:
-        a, b = (float(w) for w in row.to_prediction)
-        prediction = a + b * float(schedule.sigma(float(row.t))) / exact(float(row.t))
-        factor = float(row.anchor[0]) + float(row.anchor[2]) * prediction
-        variance = factor**2 * variance + float(row.noise) ** 2
-    return abs(variance - exact(float(plan.rows[-1].t_next)))
-
-
 def table(problem: MixtureProblem) -> str:
-    """Measured orders of all solvers as Markdown: with short first and last steps, and with equal steps."""
-    lines = ["| solver | order | measured | with equal steps | steps | error |", "|---|---|---|---|---|---|"]
+    """Measured orders of all solvers as Markdown: with short first and last steps, with equal steps, and weak ones.
+
+    The last is that of the variance, with equal steps, of solvers that add noise.
+    """
+    lines = ["| solver | order | measured | with equal steps | of the variance | steps | error |",
+             "|---|---|---|---|---|---|---|"]
+    end = float(problem.schedule.time_of_log_snr(problem.end))
     for name, solver in SOLVERS.items():
         measured, plain = solver_order(name, problem), solver_order(name, problem, ramp=uniform)
-        lines.append(f"| {name} | {solver.order} | {measured.order:.2f} | {plain.order:.2f} | {measured.steps[-1]} | "
-                     f"{measured.errors[-1]:.1e} |")
+        noisy = isinstance(solver, Solver) and solver.stochastic
+        weak = f"{weak_order(name, problem.schedule, problem.grid(uniform), end).order:.2f}" if noisy else ""
+        lines.append(f"| {name} | {solver.order} | {measured.order:.2f} | {plain.order:.2f} | {weak} | "
+                     f"{measured.steps[-1]} | {measured.errors[-1]:.1e} |")
     return "\n".join(lines)
 
 

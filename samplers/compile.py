@@ -122,8 +122,11 @@ def _exact(
 ) -> tuple[float, float] | None:
     """What a constant prediction must lead to: the exact flow, or with noise the mean of the process.
 
-    None where the first row, from pure noise, interpolates another prediction than the rest.
+    None where the first row, from pure noise, interpolates another prediction than the rest, and for a
+    constant prediction of noise that is not the noise that the rows add.
     """
+    if solver.stochastic and solver.variable == "noise":
+        return None
     if solver.stochastic:
         decay = math.prod(float(row.anchor[0]) for row in rows)
         return decay, float(schedule.alpha(times[-1])) - decay * float(schedule.alpha(times[0]))

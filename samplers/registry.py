@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from samplers import ddim, deis, dpm_solver, edm, grids, ipndm, lms, pndm, res, unipc
+from samplers import ddim, deis, dpm_solver, edm, grids, ipndm, lms, pndm, res, sa_solver, sde_dpm_solver, unipc
 from samplers.first_step import analytic_first_step
 from samplers.grids import Grid
 from samplers.last_step import denoise_to_zero
@@ -18,6 +18,7 @@ _ALL: tuple[Solver | AdaptiveSolver, ...] = (
     edm.EULER_SOLVER, ddim.DDIM, ddim.DDPM, *dpm_solver.SINGLESTEP, *dpm_solver.MULTISTEP, *dpm_solver.PLUS_PLUS,
     edm.EDM_HEUN, *ipndm.IPNDM, *lms.LMS, *deis.DEIS, *unipc.UNIPC,
     *edm.RHO_RUNGE_KUTTA, edm.FLOW_HEUN, *lms.FLOW_AB, *res.RES, *pndm.PNDM,
+    *sde_dpm_solver.SDE_DPM_SOLVER, *sde_dpm_solver.DPMPP_SDE, *sa_solver.SA_SOLVER,
     AdaptiveSolver("dpm-solver-12", 2, "Lu et al. 2022, arXiv:2206.00927"),
     AdaptiveSolver("dpm-solver-23", 3, "Lu et al. 2022, arXiv:2206.00927"),
 )
@@ -27,6 +28,7 @@ SOLVERS: Mapping[str, Solver | AdaptiveSolver] = {solver.name: solver for solver
 ALIASES: Mapping[str, str] = {
     **{f"{name}-{k}": f"lms-{k}" for name in ("ipndm-v", "deis-rho") for k in (2, 3, 4)},
     "deis-log-3": "dpm-solver-3m", "rho-heun": "edm-heun", "res-2s": "dpm-solver++-2s",
+    "dpmpp-2m-sde": "sde-dpm-solver++-2m",
 }
 """Further names that the field has for some of them."""
 
