@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from samplers import ddim, deis, dpm_solver, edm, grids, ipndm, lms, pndm, res, sa_solver, sde_dpm_solver, unipc
+from samplers import ddim, deis, dpm_solver, edm, era, grids, ipndm, lms, pndm, res, sa_solver, sde_dpm_solver, unipc
 from samplers.first_step import analytic_first_step
 from samplers.grids import Grid
 from samplers.last_step import denoise_to_zero
-from samplers.solver import AdaptiveSolver, Solver
+from samplers.solver import AdaptiveSolver, SelectingSolver, Solver
 
 T = TypeVar("T")
 
@@ -24,6 +24,9 @@ _ALL: tuple[Solver | AdaptiveSolver, ...] = (
 )
 SOLVERS: Mapping[str, Solver | AdaptiveSolver] = {solver.name: solver for solver in _ALL}
 """Every sampler, by the name that users give."""
+
+SELECTING: Mapping[str, SelectingSolver] = {solver.name: solver for solver in era.ERA}
+"""Samplers whose weights depend on the samples: for :func:`samplers.sample.sample` alone."""
 
 ALIASES: Mapping[str, str] = {
     **{f"{name}-{k}": f"lms-{k}" for name in ("ipndm-v", "deis-rho") for k in (2, 3, 4)},
@@ -52,7 +55,7 @@ def solver_named(name: str) -> Solver | AdaptiveSolver:
     """
     base, plus, wrapper = str(name).rpartition("+")
     if not plus or wrapper not in WRAPPERS:
-        return _named("solver", ALIASES.get(name, name), SOLVERS)
+        return _named("solver", ALIASES.get(name, name), {**SOLVERS, **SELECTING})
     solver = solver_named(base)
     if isinstance(solver, AdaptiveSolver):
         raise ValueError(f"solver={name!r}: {base!r} chooses its own steps, and {wrapper!r} needs a fixed grid")

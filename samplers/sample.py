@@ -16,7 +16,7 @@ from samplers.compile import compile_plan, resolve_end
 from samplers.grids import Grid
 from samplers.noise import SampleNoise
 from samplers.registry import solver_named
-from samplers.solver import AdaptiveSolver, Solver
+from samplers.solver import AdaptiveSolver, SelectingSolver, Solver
 from scoremodels.model import ScoreModel
 
 
@@ -26,7 +26,7 @@ class Result(NamedTuple):
     Attributes:
         samples: the samples, of shape ``(num, *model.shape)``, in the model's range.
         nfe: network evaluations spent on each sample; of the slowest batch, if the solver is adaptive.
-        plan: the plan that was run; None if the solver is adaptive.
+        plan: the plan that was run; None if the solver is adaptive, or its weights depend on the samples.
     """
 
     samples: Tensor
@@ -39,7 +39,7 @@ def sample(
     model: ScoreModel,
     *,
     num: int | None = None,
-    solver: str | Solver = "dpm-solver++-2m",
+    solver: str | Solver | AdaptiveSolver = "dpm-solver++-2m",
     nfe: int = 10,
     grid: str | Grid | Sequence[float] | NDArray[np.float64] | None = None,
     end: str | float | None = None,
@@ -89,10 +89,12 @@ def sample(
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch={batch!r}: give a whole number of samples, at least 1")
     chosen = solver_named(solver) if isinstance(solver, str) else solver
-    adaptive = plan is None and isinstance(chosen, AdaptiveSolver)
+    selecting = chosen if plan is None and isinstance(chosen, SelectingSolver) else None
+    adaptive = plan is None and isinstance(chosen, AdaptiveSolver) and selecting is None
     if not adaptive and plan is None:
-        assert isinstance(chosen, Solver)
-        plan = compile_plan(chosen, model.schedule, nfe=nfe, grid=grid, prediction=model.prediction, end=end)
+        fixed = chosen if selecting is None else selecting.base
+        assert isinstance(fixed, Solver)
+        plan = compile_plan(fixed, model.schedule, nfe=nfe, grid=grid, prediction=model.prediction, end=end)
     if adaptive and grid is not None:
         raise ValueError(f"grid={grid!r}, but solver {chosen.name!r} chooses its own times: leave grid out")
     t_end = resolve_end(model.schedule, "minimum" if end is None else end)
@@ -111,11 +113,14 @@ def sample(
             x, evaluations, _ = sample_adaptive(model, x, order=chosen.order, rtol=rtol, atol=atol, condition=label,
                                                 t_end=t_end)
         else:
-            x = execute(plan, _conditioned(model, label), x, noise=noise, callback=callback)
+            network = _conditioned(model, label)
+            if selecting is not None:
+                network = selecting.wrap(network, plan, model.schedule, model.prediction)
+            x = execute(plan, network, x, noise=noise, callback=callback)
             evaluations = plan.nfe
         outputs.append(x)
         spent = max(spent, evaluations)
-    return Result(torch.cat(outputs), spent, plan)
+    return Result(torch.cat(outputs), spent, plan if selecting is None else None)
 
 
 def _conditioned(model: ScoreModel, label: Tensor | None) -> Callable[[Tensor, Weight], Tensor]:

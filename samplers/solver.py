@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
-from odecore.plan import Row
+from odecore.plan import Plan, Row, Weight
 from odecore.schemes import Variable
 from samplers.grids import Grid, Times
 from samplers.variables import VARIABLES
 from scoremodels.schedule import NoiseSchedule
+
+Network = Callable[[Tensor, Weight], Tensor]
+"""A network with its condition: (point, time) -> raw prediction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +107,16 @@ class AdaptiveSolver:
     name: str
     order: int
     source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectingSolver(AdaptiveSolver):
+    """A sampler with the times of a fixed grid, whose weights depend on the samples: it has no plan of its own.
+
+    Args:
+        base: the solver under whose plan it runs.
+        wrap: ``(network, plan, schedule, prediction) -> network``, made anew for each run of the base's plan.
+    """
+
+    base: Solver = field(kw_only=True)
+    wrap: Callable[[Network, Plan, NoiseSchedule, str], Network] = field(kw_only=True)
