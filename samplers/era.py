@@ -6,7 +6,7 @@ Euler's method: what the network gives is noise, what the plan is given has the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from odecore.plan import Plan, Weight, combine
 from samplers.edm import EULER_SOLVER
 from samplers.solver import Network, SelectingSolver
 from scoremodels.schedule import NoiseSchedule
+
+_EULER = replace(EULER_SOLVER, grid="time")
+"""On wide last steps, as Karras times have them on flows, extrapolation in t goes astray."""
 
 ADAMS_MOULTON = (9 / 24, 19 / 24, -5 / 24, 1 / 24)
 """Weights of the predicted noise at the end of a step and of those before it, newest first."""
@@ -50,7 +53,7 @@ def era(bases: int = 4, scale: float = 5.0) -> SelectingSolver:
     def wrap(network: Network, plan: Plan, schedule: NoiseSchedule, prediction: str) -> Network:
         return ErrorRobust(network, plan, schedule, prediction, bases, scale)
 
-    return SelectingSolver(f"era-{bases}", 2, "Li et al. 2023, arXiv:2301.12935", base=EULER_SOLVER, wrap=wrap)
+    return SelectingSolver(f"era-{bases}", 2, "Li et al. 2023, arXiv:2301.12935", base=_EULER, wrap=wrap)
 
 
 @dataclass

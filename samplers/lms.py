@@ -50,7 +50,7 @@ def flow_ab(order: int) -> Solver:
     Source: azula's ``vABSampler``.
     """
     build = partial(multistep, variable="flow", order=checked_order(order))
-    return Solver(f"flow-ab-{order}", order, build, "flow", source="azula, vABSampler")
+    return Solver(f"flow-ab-{order}", order, build, "flow", "time", source="azula, vABSampler")
 
 
 FLOW_AB = tuple(flow_ab(k) for k in (2, 3, 4))

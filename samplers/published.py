@@ -97,6 +97,9 @@ def solver_with_weights(name: str, weights: str | None, *, lower_order_final: bo
     solver = solver_named(name)
     if not isinstance(solver, Solver):
         raise ValueError(f"solver={name!r} chooses its own steps, which a scheduler cannot: choose another")
+    if solver.enter is not None:
+        raise ValueError(f"solver={name!r} takes its first step before the first evaluation, and a pipeline knows no "
+                         "such step: leave '+afs' out")
     if weights is None:
         return solver
     if weights == "exact":

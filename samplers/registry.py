@@ -6,7 +6,22 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from samplers import ddim, deis, dpm_solver, edm, era, grids, ipndm, lms, pndm, res, sa_solver, sde_dpm_solver, unipc
+from samplers import (
+    ddim,
+    deis,
+    dpm_solver,
+    edm,
+    era,
+    grids,
+    ipndm,
+    lms,
+    pndm,
+    res,
+    sa_solver,
+    sde_dpm_solver,
+    stork,
+    unipc,
+)
 from samplers.first_step import analytic_first_step
 from samplers.grids import Grid
 from samplers.last_step import denoise_to_zero
@@ -17,7 +32,7 @@ T = TypeVar("T")
 _ALL: tuple[Solver | AdaptiveSolver, ...] = (
     edm.EULER_SOLVER, ddim.DDIM, ddim.DDPM, *dpm_solver.SINGLESTEP, *dpm_solver.MULTISTEP, *dpm_solver.PLUS_PLUS,
     edm.EDM_HEUN, *ipndm.IPNDM, *lms.LMS, *deis.DEIS, *unipc.UNIPC,
-    *edm.RHO_RUNGE_KUTTA, edm.FLOW_HEUN, *lms.FLOW_AB, *res.RES, *pndm.PNDM,
+    *edm.RHO_RUNGE_KUTTA, edm.FLOW_HEUN, *lms.FLOW_AB, *res.RES, *pndm.PNDM, *stork.STORK,
     *sde_dpm_solver.SDE_DPM_SOLVER, *sde_dpm_solver.DPMPP_SDE, *sa_solver.SA_SOLVER,
     AdaptiveSolver("dpm-solver-12", 2, "Lu et al. 2022, arXiv:2206.00927"),
     AdaptiveSolver("dpm-solver-23", 3, "Lu et al. 2022, arXiv:2206.00927"),

@@ -16,6 +16,7 @@ from samplers import SOLVERS, Solver, compile_plan, sample
 from samplers.first_step import analytic_first_step, known_prediction
 from samplers.ipndm import ipndm
 from samplers.last_step import denoise_to_zero
+from samplers.published import solver_with_weights
 from samplers.registry import solver_named
 from samplers.solver import Path
 from samplers.unipc import unic
@@ -153,3 +154,8 @@ def test_its_name_leads_to_it() -> None:
         solver_named("dpm-solver-12+afs")
     with pytest.raises(ValueError, match="ipndm-3[+]asf' is unknown"):
         solver_named("ipndm-3+asf")
+
+
+def test_a_scheduler_refuses_it() -> None:
+    with pytest.raises(ValueError, match="leave '[+]afs' out"):
+        solver_with_weights("ipndm-3+afs", None)
