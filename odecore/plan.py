@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Weight = float | Tensor
-"""A number, or a tensor that broadcasts over the state (one weight per sample or per Fourier mode)."""
-
-_HALF = (torch.float16, torch.bfloat16)
+from odecore.registers import Registers as Registers
+from odecore.registers import Weight as Weight
+from odecore.registers import combine as combine
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,94 +136,6 @@ class Plan:
             raise ValueError(f"the plan lacks or garbles a field ({error!r}); write it with Plan.to_json") from error
 
 
-class Registers:
-    """The tensors of one run of a plan: anchor, point and the recent predictions, newest first.
-
-    A plan is frozen and may serve many runs; each run owns its registers. Where gradients are
-    off, buffers are allocated at first use and then reused; where they are on, every combination
-    is a new tensor. Half-precision states are kept in float32.
-
-    Args:
-        x: initial state, any shape.
-        depth: number of earlier predictions to keep, :attr:`Plan.depth`.
-        reuse: whether buffers may be reused. False for a caller who hands the points on and
-            cannot know how long they are kept.
-    """
-
-    __slots__ = ("anchor", "point", "predictions", "_depth", "_reuse", "_spare", "_borrowed")
-
-    def __init__(self, x: Tensor, depth: int, *, reuse: bool = True) -> None:
-        self.anchor = self.point = x.float() if x.dtype in _HALF else x
-        self.predictions: list[Tensor] = []
-        self._depth = depth
-        self._reuse = reuse
-        self._spare: list[Tensor] = []
-        self._borrowed = self.anchor
-
-    def advance(self, row: Row, raw: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Apply one row to the raw network output; return the next evaluation point.
-
-        Cost: one multiplication or addition of the state's size per non-zero weight, no
-        synchronisation.
-        """
-        anchor, point = self.anchor, self.point
-        raw = raw.to(anchor.dtype)
-        prediction = combine(row.to_prediction, (point, raw), self._buffer())
-        registers = (anchor, point, prediction, *self.predictions)
-        new = anchor if _keeps(row.anchor) else combine(row.anchor, registers, self._buffer())
-        if noise is not None:
-            new = combine((1.0, row.noise), (new, noise.to(new.dtype)))
-        following = new if _keeps(row.point) else combine(row.point, (new, *registers[1:]), self._buffer())
-        self.predictions = [prediction, *self.predictions][: self._depth]
-        self.anchor, self.point = new, following
-        self._recycle(registers)
-        return following
-
-    def _buffer(self) -> Tensor | None:
-        if not self._reuse or torch.is_grad_enabled():
-            return None
-        return self._spare.pop() if self._spare else torch.empty_like(self.anchor)
-
-    def _recycle(self, old: Sequence[Tensor]) -> None:
-        """Put the tensors that no register holds any more on the pile of spare buffers."""
-        if not self._reuse or torch.is_grad_enabled():
-            return
-        kept = [self.anchor, self.point, self._borrowed, *self.predictions, *self._spare]
-        for tensor in old:
-            if not any(tensor is other for other in kept):
-                self._spare.append(tensor)
-                kept.append(tensor)
-
-
-def _keeps(weights: tuple[Weight, ...]) -> bool:
-    """Whether weights merely repeat the first register."""
-    return len(weights) == 1 and not isinstance(weights[0], Tensor) and weights[0] == 1.0
-
-
-def combine(weights: Sequence[Weight], tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-    """Add up ``Σ_i weights[i] · tensors[i]``; numbers that are zero cost nothing.
-
-    Args:
-        weights: numbers, or tensors that broadcast over the state.
-        tensors: at least as many tensors of one shape and dtype.
-        out: where to write, none of the tensors; None makes a new tensor, which autograd can follow.
-    """
-    total: Tensor | None = None
-    for weight, tensor in zip(weights, tensors, strict=False):
-        if isinstance(weight, Tensor):
-            factor = _meet(weight, tensor)
-            if total is None:
-                total = torch.mul(tensor, factor, out=out)
-            else:
-                total = torch.addcmul(total, tensor, factor, out=out)
-        elif weight != 0.0:
-            if total is None:
-                total = torch.mul(tensor, weight, out=out)
-            else:
-                total = torch.add(total, tensor, alpha=weight, out=out)
-    return torch.zeros_like(tensors[0]) if total is None else total
-
-
 def execute(
     plan: Plan,
     model: Callable[[Tensor, Weight], Tensor],
@@ -266,12 +177,6 @@ def execute(
         if callback is not None:
             callback(index, row, registers)
     return registers.anchor.to(x.dtype)
-
-
-def _meet(weight: Tensor, tensor: Tensor) -> Tensor:
-    """Bring a weight to the dtype and device of the tensor that it multiplies."""
-    real = tensor.dtype.to_real() if not weight.is_complex() else tensor.dtype
-    return weight.to(tensor.device, real)
 
 
 def _number(value: object) -> Weight:

@@ -11,6 +11,7 @@ With x_t = α x0 + σ ε, λ = log(α/σ) and ρ = σ/α, the ODE of Song et al.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from odecore.schemes import Node, Variable
 from scoremodels.schedule import NoiseSchedule
@@ -20,9 +21,11 @@ def _variable(
     schedule: NoiseSchedule, prediction: str, target: str, rate: float, constant: float,
     clock: Callable[[float], float], time: Callable[[float], float], factors: Callable[[float], tuple[float, float]],
 ) -> Variable:
+    @cache  # a scheme asks for the same few nodes again and again
     def at_time(t: float) -> Node:
         return Node(float(t), float(clock(t)), *map(float, factors(t)))
 
+    @cache
     def to_prediction(t: float) -> tuple[float, float]:
         return schedule.conversion(prediction, target, t)
 
