@@ -1,7 +1,8 @@
-"""Train the embedded Fashion-MNIST models: `python scripts/train/fashion_mnist.py edm|flow|ddpm|ddpm-refine`.
+"""Train the embedded Fashion-MNIST models: `python scripts/train/fashion_mnist.py MODEL --out FOLDER`.
 
-The flow starts from the finished `edm` run (`--init`), and `ddpm-refine` goes on from the `ddpm` run
-with a loss that heeds high noise.
+MODEL is edm, flow or ddpm. The flow starts from the finished `edm` run (`--init`); `ddpm-refine` goes on
+from the `ddpm` run with a loss that heeds high noise, and `ddpm-stable` from there with targets of less
+variance.
 
 The learning rate is warmed up, held, and brought linearly to zero over the last three tenths of
 the images; an exponential moving average of the weights is what ships. Training resumes from the
@@ -67,6 +68,41 @@ def ddpm_loss(
     return (weight * (prediction - noise).square()).mean()
 
 
+class StableTargetLoss:
+    """Predict the mean of ε over all training images that may have led to x_t, where that mean is not one image's.
+
+    ``E[ε | x_t] = (x_t - α Σ_i w_i y_i)/σ``, ``w = softmax(-‖x_t - α y_i‖²/(2σ²))``: the minimiser of the
+    plain loss over the training set, without the variance of its target. Below ρ = σ/α = ``least_ratio``
+    the target is the plain ε. ρ is log-normal and the weight 1 + 4ρ², at most ``largest_weight``, as in EDM.
+
+    Source: Xu et al. 2023, arXiv:2302.00670; Karras et al. 2022, arXiv:2206.00364, table 1.
+    """
+
+    def __init__(self, images: Tensor, *, least_ratio: float = 0.7, largest_weight: float = 100.0) -> None:
+        self.images = images.flatten(1)
+        self.squares = self.images.square().sum(1)
+        self.least_ratio, self.largest_weight = least_ratio, largest_weight
+        alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+        self.alpha, self.sigma = alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float()
+        self.log_ratio = (self.sigma / self.alpha).log()
+
+    def __call__(self, net: nn.Module, x0: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of a batch of images."""
+        drawn = torch.randn(len(x0), generator=generator) * 1.4 - 0.6
+        t = torch.searchsorted(self.log_ratio, drawn).clamp(max=999)
+        alpha, sigma = (factor[t][:, None, None, None] for factor in (self.alpha, self.sigma))
+        noise = torch.randn(x0.shape, generator=generator)
+        x = alpha * x0 + sigma * noise
+        wide = (sigma / alpha).flatten() > self.least_ratio
+        if wide.any():
+            a, s = alpha[wide].flatten(1), sigma[wide].flatten(1)
+            logits = (x[wide].flatten(1) @ self.images.T - a / 2 * self.squares) * (a / s**2)
+            mean = (logits.softmax(1) @ self.images).reshape(x0[wide].shape)
+            noise[wide] = (x[wide] - alpha[wide] * mean) / sigma[wide]
+        weight = (1 + 4 * (sigma / alpha) ** 2).clamp(max=self.largest_weight)
+        return (weight * (net(x, t).sample - noise).square()).mean()
+
+
 def ddpm_network() -> nn.Module:
     """The network of the discrete-time model, as diffusers builds it."""
     return UNet2DModel(
@@ -76,12 +112,14 @@ def ddpm_network() -> nn.Module:
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"))
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
-    "edm": (lambda: PatchUNet(width=48, width_inner=96, blocks=4, classes=10), edm_loss),
-    "flow": (lambda: PatchUNet(width=48, width_inner=96, blocks=4), flow_loss),
-    "ddpm": (ddpm_network, ddpm_loss),
-    "ddpm-refine": (ddpm_network, partial(ddpm_loss, largest_weight=100.0)),
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Loss]]] = {
+    "edm": (lambda: PatchUNet(width=48, width_inner=96, blocks=4, classes=10), lambda images: edm_loss),
+    "flow": (lambda: PatchUNet(width=48, width_inner=96, blocks=4), lambda images: flow_loss),
+    "ddpm": (ddpm_network, lambda images: ddpm_loss),
+    "ddpm-refine": (ddpm_network, lambda images: partial(ddpm_loss, largest_weight=100.0)),
+    "ddpm-stable": (ddpm_network, StableTargetLoss),
 }
+"""Each model's network, and its loss given all images."""
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 300) -> float:
@@ -108,7 +146,8 @@ def main() -> None:
 
     images, labels = fashion_mnist("train")
     images = images.float() / 127.5 - 1
-    make, loss_function = MODELS[arguments.model]
+    make, make_loss = MODELS[arguments.model]
+    loss_function = make_loss(images)
     net, ema = make().to(memory_format=torch.channels_last), make()
     if arguments.init is not None:
         source = torch.load(arguments.init, weights_only=True)["ema"]
