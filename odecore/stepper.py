@@ -87,4 +87,4 @@ def send(host: Tensor, device: torch.device) -> Tensor:
 def column(host: Tensor, like: Tensor) -> Tensor:
     """Turn a host vector with one number a sample into a factor of ``like``, in its dtype and on its device."""
     dtype = host.dtype if host.dtype == torch.bool else like.dtype
-    return send(host.to(dtype), like.device).reshape(-1, *[1] * (like.ndim - 1))
+    return host.to(like.device, dtype, non_blocking=True).reshape(-1, *[1] * (like.ndim - 1))

@@ -27,7 +27,7 @@ def fetch_largest(values: Tensor) -> Tensor:
     return _Largest.apply(values.detach())
 
 
-_KINDS = {torch.float64: np.float64, torch.int64: np.int64, torch.bool: np.bool_}
+_KINDS = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 
 
 def array_of(values: Tensor) -> NDArray[Any]:

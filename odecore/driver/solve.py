@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odecore.driver.batch import HALF, bound, check_states, check_tolerances, partial_step, rows_of, times_of
-from odecore.driver.control import INTEGRAL, Controller, Memory
+from odecore.driver.control import BALANCED, Controller, Memory
 from odecore.driver.dense import bootstrapped
 from odecore.driver.events import Event, EventFunction, EventWatch, events_of
 from odecore.driver.fetch import array_of, fetch_largest
@@ -53,7 +53,7 @@ def solve(
     args: tuple[Tensor, ...] = (),
     first_step: float | None = None,
     max_steps: int = 10_000,
-    controller: Controller = INTEGRAL,
+    controller: Controller = BALANCED,
     norm: Norm = summed_tolerance,
     partial: bool = False,
     ts: Float[Tensor, " times"] | Float[Tensor, "samples times"] | None = None,
@@ -165,7 +165,7 @@ def solve(
         good = ratio <= 1.0
         if shortest > 0:
             good |= np.isfinite(ratio) & (np.abs(target - now) <= shortest * (1 + 1e-10))
-        every = bool(good.all())
+        every = np.count_nonzero(good) == len(good)
         if not every and step.y.requires_grad and good.any() and not np.isfinite(ratio).all():
             # Autograd multiplies non-finite values with zero, which is not zero: repeat the step of the others alone.
             target = np.where(good, target, now)
@@ -203,7 +203,7 @@ def solve(
             t[rows] = now
             callback(attempt, torch.from_numpy(t.copy()))
 
-        if ended.any():
+        if np.count_nonzero(ended):
             status[rows[ended & good]] = int(Status.FINISHED)
             status[rows[stopped]] = int(Status.STOPPED)
             t[rows], accepted[rows], rejected[rows] = now, count, attempt - count
@@ -246,8 +246,8 @@ def _recorder(
 def _error_ratio(step: Step, norm: Norm, rtol: float, atol: float) -> NDArray[np.float64]:
     """Error ratio of each sample on the host; not finite where the step is not."""
     with torch.no_grad():
-        error = step.error + 0.0 * step.y  # nan where y is inf or nan, though the error may not be
-        return array_of(fetch_largest(norm(error, step.magnitude, rtol, atol).double()))
+        error = torch.add(step.error, step.y, alpha=0.0)  # nan where y is inf or nan, though the error may not be
+        return array_of(fetch_largest(norm(error, step.magnitude, rtol, atol))).astype(np.float64, copy=False)
 
 
 def _select(good: NDArray[np.bool_], step: Step, y: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

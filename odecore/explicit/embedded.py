@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from functools import partial
@@ -16,6 +16,9 @@ from odecore.explicit.interpolants import Interpolant
 from odecore.explicit.tableaus import Tableau
 from odecore.plan import combine
 from odecore.stepper import Carry, Dense, Field, Step, column, send
+
+Terms = tuple[tuple[int, float], ...]
+"""The terms of a weighted sum of stages: their places and weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,17 @@ class EmbeddedPair:
     first_same_as_last: bool = dataclass_field(init=False)
     """Whether the last stage is evaluated at the result of the step."""
     _times: Tensor = dataclass_field(init=False, repr=False, compare=False)
-    _difference: tuple[float, ...] = dataclass_field(init=False, repr=False, compare=False)
+    _points: tuple[Terms, ...] = dataclass_field(init=False, repr=False, compare=False)
+    _result: Terms = dataclass_field(init=False, repr=False, compare=False)
+    _difference: Terms = dataclass_field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.embedded) != self.tableau.stages or abs(sum(self.embedded) - 1.0) > 1e-13:
             raise ValueError(f"embedded={self.embedded}: give {self.tableau.stages} weights that sum to one")
         known = {"first_same_as_last": self.tableau.b[-1] == 0.0 and self.tableau.a[-1] == self.tableau.b[:-1],
                  "_times": torch.tensor(self.tableau.c, dtype=torch.float64).unsqueeze(1),
-                 "_difference": tuple(b - e for b, e in zip(self.tableau.b, self.embedded, strict=True))}
+                 "_points": tuple(map(_terms, self.tableau.a)), "_result": _terms(self.tableau.b),
+                 "_difference": _terms([b - e for b, e in zip(self.tableau.b, self.embedded, strict=True)])}
         for name, value in known.items():
             object.__setattr__(self, name, value)
 
@@ -69,14 +75,14 @@ class EmbeddedPair:
         slopes = list(carry)
         rises = [length * slope for slope in slopes]  # scaled once, a slope costs one operation in each later stage
         point = y
-        for i in range(len(carry), self.tableau.stages):
-            point = _advance(y, self.tableau.a[i], rises)
-            slopes.append(field(point, times[i]))
-            rises.append(length * slopes[-1])
-        new = point if self.first_same_as_last else _advance(y, self.tableau.b, rises)
+        for terms, t in zip(self._points[len(carry):], times[len(carry):], strict=True):
+            point = _advance(y, terms, rises)
+            slope = field(point, t)
+            slopes.append(slope)
+            rises.append(length * slope)
+        new = point if self.first_same_as_last else _advance(y, self._result, rises)
         dense = partial(self._dense, field, t0, t1, y, new, slopes, rises)
-        error = _advance(self._difference[0] * rises[0], self._difference[1:], rises[1:])
-        return Step(new, (slopes[-1],) if self.first_same_as_last else (), error,
+        return Step(new, (slopes[-1],) if self.first_same_as_last else (), _error(self._difference, rises),
                     torch.maximum(y.abs(), new.abs()), len(slopes) - len(carry), dense=dense)
 
     def _dense(
@@ -89,19 +95,35 @@ class EmbeddedPair:
             return bootstrapped(field, t0, t1, y, new, self.order, slopes[0], last)
         length, stages = column(t1 - t0, y), list(rises)
         for c, a in zip(self.interpolant.c, self.interpolant.extra, strict=True):
-            stages.append(length * field(_advance(y, a, stages), send(torch.lerp(t0, t1, c), y.device)))
+            stages.append(length * field(_advance(y, _terms(a), stages), send(torch.lerp(t0, t1, c), y.device)))
         terms = [y, *(combine(row, stages) for row in self.interpolant.weights)]
         return Dense(torch.stack(terms, 1), len(self.interpolant.extra))
 
 
-def _advance(y: Tensor, weights: Sequence[float], rises: Sequence[Tensor]) -> Tensor:
-    """``y + Σ_i weights[i] rises[i]``: faster on a CPU than a product with stacked slopes."""
-    add: Callable[..., Tensor] = torch.add
-    for weight, rise in zip(weights, rises, strict=False):
-        if weight != 0.0:
-            y = add(y, rise, alpha=weight)
-            add = torch.add if torch.is_grad_enabled() else Tensor.add_  # the sum is ours after its first term
-    return y
+def _terms(weights: Sequence[float]) -> Terms:
+    """The weights that are not zero, with their places."""
+    return tuple((index, weight) for index, weight in enumerate(weights) if weight != 0.0)
+
+
+def _advance(y: Tensor, terms: Terms, rises: Sequence[Tensor]) -> Tensor:
+    """``y + Σ_i weight_i rises[i]``: faster on a CPU than a product with stacked slopes."""
+    return _added(torch.add(y, rises[terms[0][0]], alpha=terms[0][1]), terms[1:], rises) if terms else y
+
+
+def _error(terms: Terms, rises: Sequence[Tensor]) -> Tensor:
+    """``Σ_i weight_i rises[i]``."""
+    return _added(rises[terms[0][0]] * terms[0][1], terms[1:], rises) if terms else torch.zeros_like(rises[0])
+
+
+def _added(total: Tensor, terms: Terms, rises: Sequence[Tensor]) -> Tensor:
+    """Add to a sum that is ours: in place where no gradient follows."""
+    if torch.is_grad_enabled():
+        for index, weight in terms:
+            total = torch.add(total, rises[index], alpha=weight)
+    else:
+        for index, weight in terms:
+            total.add_(rises[index], alpha=weight)
+    return total
 
 
 HEUN_EULER = EmbeddedPair(tableaus.HEUN, embedded=(1.0, 0.0), error_order=2)

@@ -13,7 +13,7 @@ from scipy.integrate import RK45, solve_ivp
 from torch import Tensor
 
 from odecore.analysis.trees import density, rooted_trees, square
-from odecore.driver.control import Controller
+from odecore.driver.control import INTEGRAL, Controller
 from odecore.driver.dense import bootstrapped
 from odecore.driver.solve import Solution, Status, solve
 from odecore.explicit import embedded, interpolants, pairs, tableaus
@@ -115,12 +115,13 @@ def test_states_at_times_are_those_of_scipy(name: str, stepper: Stepper) -> None
 
 @pytest.mark.parametrize("stepper", [BOGACKI_SHAMPINE, DORMAND_PRINCE, DOP853, implicit_runge_kutta.SDIRK2])
 def test_states_at_times_are_the_dense_solution_there(stepper: Stepper) -> None:
-    solution = run(stepper, ts=GRID, dense=True, rtol=1e-5, atol=1e-5)
+    options: dict = {"ts": GRID, "rtol": 1e-5, "atol": 1e-5, "controller": INTEGRAL}
+    solution = run(stepper, dense=True, **options)
     assert solution.accepted[0] != solution.accepted[1] and solution.dense is not None
     torch.testing.assert_close(solution.ys, solution.dense(GRID), rtol=0, atol=1e-13)
     torch.testing.assert_close(solution.ys, exact(R, GRID), rtol=0, atol=2e-3)
     assert torch.equal(solution.ys[:, -1], solution.y)
-    torch.testing.assert_close(solution.ys, run(stepper, ts=GRID, rtol=1e-5, atol=1e-5).ys, rtol=0, atol=1e-13)
+    torch.testing.assert_close(solution.ys, run(stepper, **options).ys, rtol=0, atol=1e-13)
 
 
 def test_dense_solutions_are_evaluated_in_any_order_and_shape() -> None:
