@@ -245,7 +245,8 @@ def time_steps(makers: Mapping[str, Callable[..., Solver]], batch: int, rounds: 
     """Print the time of a step of each solver at one batch size.
 
     An attempt is six evaluations. Where every sample has its steps, accepted ones are those of the
-    sample that takes most, which may have been rejected in other attempts than the rest.
+    sample that takes most, which may have been rejected in other attempts than the rest. The share in
+    the field is what PyTorch's needs for the rows evaluated, in whole batches: a floor (not for diffrax's own).
     """
     field = Network(*shape)
     y0 = torch.randn(batch, shape[0], generator=torch.Generator().manual_seed(1))
@@ -260,7 +261,7 @@ def time_steps(makers: Mapping[str, Callable[..., Solver]], batch: int, rounds: 
     once = statistics.median(seconds["field"]) / 20
     print(f"\nbatch {batch}: one evaluation takes {once * 1e6:.0f} µs")
     print(f"{'':20}{'accepted':>9}{'attempts':>9}{'evaluated':>10}{'ms':>8}{'µs an accepted':>15}{'of ' + BASELINE:>15}"
-          f"{'µs an attempt':>15}{'of ' + BASELINE:>15}{'error':>9}")
+          f"{'µs an attempt':>15}{'of ' + BASELINE:>15}{'error':>9}{'in field':>10}")
     for name, outcome in outcomes.items():
         total, attempts = statistics.median(seconds[name]), outcome.calls / 6
         error = (torch.as_tensor(outcome.y.tolist(), dtype=torch.float64) - exact).norm(dim=1).median()
@@ -268,7 +269,7 @@ def time_steps(makers: Mapping[str, Callable[..., Solver]], batch: int, rounds: 
                   else float("nan") for of in (lambda o: o.accepted, lambda o: o.calls)]
         print(f"{name:20}{outcome.accepted:9d}{attempts:9.0f}{outcome.rows:10d}{total * 1e3:8.2f}"
               f"{total / outcome.accepted * 1e6:15.0f}{shares[0]:15.2f}{total / attempts * 1e6:15.0f}{shares[1]:15.2f}"
-              f"{error:9.0e}")
+              f"{error:9.0e}{once * outcome.rows / batch / total:10.0%}")
     for other, goal in GOALS.items():
         if other in outcomes:
             share = per_step(seconds, outcomes, "odecore", other)
