@@ -208,9 +208,10 @@ def _check_order_of_times(plan: Plan) -> None:
     span = times[-1] - times[0]
     direction, rounding = torch.sign(span), 1e-12 * span.abs()
     for index, (before, after) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        if bool((direction * (after - before) < -rounding).any()):
+        noisy = isinstance(plan.rows[index].noise, Tensor) or plan.rows[index].noise != 0.0
+        if not noisy and bool((direction * (after - before) < -rounding).any()):
             raise ValueError(f"rows[{index}].t_next={plan.rows[index].t_next} turns back from {before.tolist()}: "
-                             "the accepted times of a plan must be monotone")
+                             "only a row that adds noise may do so")
 
 
 def _check_consistency(plan: Plan, tolerance: float = 1e-9) -> None:

@@ -125,7 +125,7 @@ def _exact(
     None where the first row, from pure noise, interpolates another prediction than the rest, and for a
     constant prediction of noise that is not the noise that the rows add.
     """
-    if solver.stochastic and solver.variable == "noise":
+    if solver.stochastic and solver.variable != "data":
         return None
     if solver.stochastic:
         decay = math.prod(float(row.anchor[0]) for row in rows)

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from samplers import (
+    ancestral,
+    churn,
+    consistency,
     ddim,
     deis,
     dpm_solver,
@@ -34,6 +37,7 @@ _ALL: tuple[Solver | AdaptiveSolver, ...] = (
     edm.EDM_HEUN, *ipndm.IPNDM, *lms.LMS, *deis.DEIS, *unipc.UNIPC,
     *edm.RHO_RUNGE_KUTTA, edm.FLOW_HEUN, *lms.FLOW_AB, *res.RES, *pndm.PNDM, *stork.STORK,
     *sde_dpm_solver.SDE_DPM_SOLVER, *sde_dpm_solver.DPMPP_SDE, *sa_solver.SA_SOLVER,
+    *ancestral.ANCESTRAL, *churn.CHURN, *consistency.CONSISTENCY,
     AdaptiveSolver("dpm-solver-12", 2, "Lu et al. 2022, arXiv:2206.00927"),
     AdaptiveSolver("dpm-solver-23", 3, "Lu et al. 2022, arXiv:2206.00927"),
 )
@@ -47,6 +51,7 @@ ALIASES: Mapping[str, str] = {
     **{f"{name}-{k}": f"lms-{k}" for name in ("ipndm-v", "deis-rho") for k in (2, 3, 4)},
     "deis-log-3": "dpm-solver-3m", "rho-heun": "edm-heun", "res-2s": "dpm-solver++-2s",
     "dpmpp-2m-sde": "sde-dpm-solver++-2m",
+    "euler-ancestral": "ddpm",
 }
 """Further names that the field has for some of them."""
 

@@ -152,7 +152,7 @@ def test_non_finite_weights_are_refused(bad: float) -> None:
 
 
 def test_times_that_turn_back_are_refused() -> None:
-    with pytest.raises(ValueError, match="monotone"):
+    with pytest.raises(ValueError, match="only a row that adds noise"):
         Plan([Row(0.0, 2.0), Row(2.0, 1.0), Row(1.0, 3.0)], 0.0)
 
 
