@@ -17,6 +17,7 @@ from samplers import (
     era,
     grids,
     ipndm,
+    levels,
     lms,
     pndm,
     res,
@@ -62,7 +63,8 @@ WRAPPERS: Mapping[str, Callable[[Solver], Solver]] = {
 GRIDS: Mapping[str, Grid] = {
     "log-snr": grids.log_snr, "time": grids.time, "quadratic": grids.quadratic, "karras": grids.karras,
     "exponential": grids.exponential, "leading": grids.leading, "linspace": grids.linspace,
-    "trailing": grids.trailing,
+    "trailing": grids.trailing, "polyexponential": levels.polyexponential, "beta": levels.beta,
+    "arctan": levels.arctan, "align-your-steps": levels.align_your_steps, "skipping": consistency.skipping,
 }
 """Every time grid, by the name that users give."""
 

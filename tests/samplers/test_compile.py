@@ -25,7 +25,7 @@ SCHEDULES = {
     "zero-snr": DiscreteVP.linear().zero_terminal_snr(), "vp": ContinuousVP(), "ve": VE(0.01, 50.0), "edm": EDM(),
     "flow": RectifiedFlow(),
 }
-DISCRETE_GRIDS = {"leading", "linspace", "trailing"}
+DISCRETE_GRIDS = {"leading", "linspace", "trailing", "skipping"}
 
 
 @settings(max_examples=400, deadline=None)
