@@ -1,4 +1,4 @@
-"""The command `fewstep`: sweep, sample, info."""
+"""The command `fewstep`: sweep, sample, calibrate, info."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from eval.arguments import (
     real_distance,
     real_moments,
 )
+from eval.calibration import calibrate_command, read_plan
 from eval.console import complaints, evaluation_bar, progress_bars, warn
 from eval.features import FeatureExtractor
 from eval.fid import Moments
@@ -141,6 +142,7 @@ def sample_command(
     out: Annotated[Path, typer.Option(help="Folder of the images, or a .png file for the grid alone.")]
         = Path("samples"),
     batch: Annotated[int, typer.Option(help="Images to compute at once; they do not depend on it.")] = 250,
+    plan: Annotated[Path | None, typer.Option(help="File of a plan, in place of solver, NFE and grid.")] = None,
     device: Annotated[str, typer.Option(help="Where the network runs, such as cpu or cuda.")] = "auto",
 ) -> None:
     """Draw samples and write them as PNG files."""
@@ -153,7 +155,12 @@ def sample_command(
         if not 0 <= seed < 2**62:
             raise ValueError(f"seed={seed}: give a whole number from 0 to 2^62")
         network = load_model(model, guidance, device)
-        (cell,) = plan_cells(network, [solver], [nfe], [grid])
+        if plan is None:
+            (cell,) = plan_cells(network, [solver], [nfe], [grid])
+        else:
+            given = read_plan(plan)
+            solver, grid = str(given.about.get("solver", "plan")), str(given.about.get("grid", "custom"))
+            cell = Cell(solver, grid, given.nfe, given)
         labels = choose_labels(network, label, num, guidance)
         alone = out.suffix.lower() == ".png"
         check_folder(out.parent if alone else out)
@@ -182,6 +189,9 @@ def sample_command(
     save_png(image_grid(images, max(1, round(num**0.5))), picture, zoom=zoom)
     console.print(f"{num} image{'s' if num > 1 else ''} by {cell.solver} on the {cell.grid} grid, {spent} NFE each: "
                   f"{picture if alone else out}", soft_wrap=True)
+
+
+app.command("calibrate")(calibrate_command)
 
 
 @app.command("info")

@@ -1,0 +1,68 @@
+"""The command `fewstep calibrate`: find the plan that suits a model, and write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eval.arguments import choose_labels, load_model, names_in
+from eval.console import complaints, progress_bars
+from odecore.plan import Plan
+from samplers.calibrate import Candidate, calibrate
+
+
+def calibrate_command(
+    model: Annotated[str, typer.Option("--model", "-m", help="Name or folder of a model; see `fewstep info`.")],
+    nfe: Annotated[int, typer.Option(help="Network evaluations of the plan.")] = 8,
+    num: Annotated[int, typer.Option(help="Noises to try the candidates on.")] = 32,
+    solvers: Annotated[str | None, typer.Option(help="Solvers to try, by commas; all if left out.")] = None,
+    grids: Annotated[str | None, typer.Option(help="Grids to try, by commas; all if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 1 << 20,
+    label: Annotated[str, typer.Option(help="Class label; `cycle` for i mod classes, `none` for no label.")] = "cycle",
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    out: Annotated[Path, typer.Option(help="File of the plan.")] = Path("plan.json"),
+    device: Annotated[str, typer.Option(help="Where the network runs, such as cpu or cuda.")] = "auto",
+) -> None:
+    """Try every solver on every grid, and write the plan that ends nearest to the exact solution."""
+    console = Console()
+    with complaints(), progress_bars(console) as bars:
+        network = load_model(model, guidance, device)
+        labels = choose_labels(network, label, num, guidance)
+
+        def watched(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+            yield from bars.track(candidates, description="candidates")
+
+        plan = calibrate(network, nfe=nfe, num=num, seed=seed, condition=labels, progress=watched,
+                         solvers=None if solvers is None else names_in("solvers", solvers),
+                         grids=None if grids is None else names_in("grids", grids))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(plan.to_json())
+    _print(console, plan)
+    console.print(f"plan: {out}", soft_wrap=True)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan that :func:`calibrate_command` or ``Plan.to_json`` wrote.
+
+    Raises:
+        ValueError: there is no such file, or it holds no plan.
+    """
+    if not path.is_file():
+        raise ValueError(f"plan={str(path)!r} is no file: write one with `fewstep calibrate --out`")
+    return Plan.from_json(path.read_text())
+
+
+def _print(console: Console, plan: Plan) -> None:
+    found = plan.about["calibration"]
+    assert isinstance(found, dict)
+    table = Table("solver", "grid", "RMS to the solution", box=None,
+                  title=f"{plan.nfe} NFE, {found['num']} noises, {found['candidates']} candidates, "
+                        f"{found['evaluations']:,} evaluations", title_justify="left")
+    for row in found["table"][:10]:
+        table.add_row(row["solver"], row["grid"], f"{row['rms']:.4f}")
+    console.print(table)
