@@ -52,8 +52,8 @@ def sa_solver(
         predictor: order 1 to 4: the number of predictions that it interpolates.
         corrector: 0 for none, or order 1 to 4: the number of predictions, that at the step's end among them.
         variable: "data" or "noise", what is interpolated over log-SNR.
-        tau: τ, see :func:`constant` and :func:`between`; on the embedded models the published choice errs less than 1
-            at all levels, with few evaluations by half and more.
+        tau: τ, see :func:`constant` and :func:`between`. With 10 evaluations on the embedded EDM model the published
+            choice halves the Fréchet distance that τ = 1 at all levels gives, and more.
         weights: "published", which over data take h²/2 for the first moment where there are two predictions, or
             "exact".
         lower_order_final: whether the orders fall over the last steps. A step to σ = 0 has order one and no noise in

@@ -13,7 +13,7 @@ from samplers.adaptive import EmbeddedDPMSolver
 from samplers.registry import SOLVERS
 from scoremodels.schedule import EDM, ContinuousVP, DiscreteVP, RectifiedFlow
 
-LATE = {"ipndm-3", "lms-4", "deis-4", "unipc-2", "flow-ab-4", "sa-solver-1"}
+LATE = {"ipndm-3", "lms-4", "deis-4", "unipc-2", "flow-ab-4", "sa-solver-1", "dpmpp-3m-sde"}
 """Solvers whose leading error term prevails only with twice the steps."""
 
 

@@ -139,18 +139,18 @@ def test_the_drift_has_the_declared_order(predictor: int, corrector: int, variab
             return target.error(execute(quiet, target.model, torch.from_numpy(target.x_start)))
 
     assert solver.order == (min(corrector, predictor + 1) if corrector else predictor)
-    assert convergence_order(error, [120, 168, 240, 336]).order == pytest.approx(solver.order, abs=0.15)
+    assert convergence_order(error, [120, 160, 220, 300]).order == pytest.approx(solver.order, abs=0.15)
 
 
 @pytest.mark.parametrize("end", ["clean", "minimum"])
 @pytest.mark.parametrize("schedule", [LINEAR, ContinuousVP(), EDM(), VE(0.01, 50.0), RectifiedFlow()],
                          ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("tau", [FULL, MIDDLE, lambda ratio: 1 / (1 + ratio)], ids=["full", "middle", "falling"])
-@pytest.mark.parametrize("orders", [(2, 2), (3, 4)])
+@pytest.mark.parametrize(("orders", "tau"), [((2, 2), MIDDLE), ((2, 2), lambda ratio: 1 / (1 + ratio)), ((3, 4), FULL)],
+                         ids=["middle", "falling", "full"])
 def test_mean_and_variance_of_normal_data_are_met(
     orders: tuple[int, int], tau: Tau, schedule: NoiseSchedule, end: str
 ) -> None:
-    plan = compile_plan(sa_solver(*orders, tau=tau), schedule, nfe=240, grid="karras", prediction="sample", end=end)
+    plan = compile_plan(sa_solver(*orders, tau=tau), schedule, nfe=120, grid="karras", prediction="sample", end=end)
     errors = moment_errors(plan, schedule)
     assert abs(errors.mean) < 2e-3 and abs(errors.variance) < 5e-3
 

@@ -392,7 +392,7 @@ def with_drift(eta: float) -> MixtureProblem:
     return MixtureProblem(ContinuousVP(), strength=eta)
 
 
-def drift_order(solver: Solver, eta: float = 1.0, budgets: Sequence[int] = (120, 168, 240, 336)) -> float:
+def drift_order(solver: Solver, eta: float = 1.0, budgets: Sequence[int] = (100, 132, 176, 232)) -> float:
     problem = with_drift(eta)
 
     def error(nfe: int) -> float:
@@ -410,7 +410,7 @@ def drift_order(solver: Solver, eta: float = 1.0, budgets: Sequence[int] = (120,
 def test_the_drift_has_the_declared_order_for_any_strength(variable: str, order: int, weights: str) -> None:
     solver = sde_dpm_solver(variable, order, weights, eta=2.0)
     late = 2 if order > solver.order else 1  # the third-order part of the error of half a second difference
-    budgets = [late * nfe for nfe in (120, 168, 240, 336)]
+    budgets = [late * nfe for nfe in (100, 132, 176, 232)]
     assert drift_order(solver, 2.0, budgets) == pytest.approx(solver.order, abs=0.15)
 
 
@@ -425,11 +425,12 @@ def test_the_variance_converges_with_order_two_and_one(solver: Solver, problem: 
 @pytest.mark.parametrize(("solver", "schedule"), [
     (solver, schedule) for solver in ALL
     for schedule in (LINEAR, ContinuousVP(), EDM(), VE(0.01, 50.0), RectifiedFlow())
-    if solver.variable == "data" or not isinstance(schedule, RectifiedFlow)], ids=str)
+    if solver.variable == "data" or not isinstance(schedule, RectifiedFlow)],
+    ids=lambda value: getattr(value, "name", type(value).__name__))
 def test_mean_and_variance_of_normal_data_are_met(solver: Solver, schedule: NoiseSchedule, end: str) -> None:
     few, many = (moment_errors(compile_plan(solver, schedule, nfe=nfe, prediction="sample", end=end), schedule)
-                 for nfe in (60, 240))
-    assert abs(many.mean) < 2e-3 and abs(many.variance) < 0.02
+                 for nfe in (40, 160))
+    assert abs(many.mean) < 2e-3 and abs(many.variance) < 0.03
     assert abs(many.variance) < abs(few.variance) + 1e-12
 
 
