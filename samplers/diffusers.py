@@ -31,7 +31,7 @@ from samplers.registry import grid_named
 from samplers.restart import restart
 from scoremodels.diffusers_config import schedule_from_diffusers
 
-_OWN_STAGES = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s", "edm-heun")
+_OWN_STAGES = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s", "edm-heun", "dpmpp-sde")
 """Solvers that, unless with published weights, place stages between the times of their grid."""
 
 

@@ -16,6 +16,7 @@ from odecore.plan import Row
 from odecore.schemes import exponential_multistep, exponential_singlestep
 from samplers.dpm_solver import FAMILY, RULES, TAPER_BELOW, multistep_orders, with_rule
 from samplers.registry import solver_named
+from samplers.sde_dpm_solver import SDE_DPM_SOLVER, sde_dpm_solver
 from samplers.solver import Path, Solver
 
 WEIGHTS = ("midpoint", "heun")
@@ -80,6 +81,7 @@ _MAKERS: dict[str, tuple[Callable[..., Solver], str, int]] = {
     "dpm-solver-3": (published_singlestep, "noise", 3), "dpm-solver-2m": (published_multistep, "noise", 2),
     "dpm-solver-3m": (published_multistep, "noise", 3), "dpm-solver++-2s": (published_singlestep, "data", 2),
     "dpm-solver++-2m": (published_multistep, "data", 2), "dpm-solver++-3m": (published_multistep, "data", 3),
+    **{solver.name: (sde_dpm_solver, solver.variable, solver.order) for solver in SDE_DPM_SOLVER},
 }
 
 
@@ -102,9 +104,11 @@ def solver_with_weights(name: str, weights: str | None, *, lower_order_final: bo
                          "such step: leave '+afs' out")
     if weights is None:
         return solver
-    if weights == "exact":
-        return with_rule(solver, "exact") if name in FAMILY else solver
-    if weights not in WEIGHTS:
+    if weights == "exact" and name in FAMILY:
+        return with_rule(solver, "exact")
+    if weights == "exact" and solver not in SDE_DPM_SOLVER:
+        return solver
+    if weights not in (*WEIGHTS, "exact"):
         raise ValueError(f"weights={weights!r}: choose 'exact', {' or '.join(map(repr, WEIGHTS))}")
     if name not in _MAKERS:
         raise ValueError(f"weights={weights!r} are not published for solver={name!r}: choose 'exact', or one of "
