@@ -144,7 +144,7 @@ def read_run(kind: str, folder: Path) -> tuple[dict[str, Any], nn.Module]:
         state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"--run {folder} holds no run ({error}): give the --out of fashion_mnist.py") from error
-    if facts["model"].removesuffix("-refine") != kind:
+    if facts["model"].partition("-")[0] != kind:
         raise ValueError(f"--run {folder} is a run of {facts['model']!r}, not of {kind!r}")
     network = MODELS[kind][0]()
     network.load_state_dict(state["ema"])
