@@ -1,100 +1,160 @@
-"""DPM-Solver-2 in Karras' words, and samplers that go below the next noise level and add noise to reach it.
+"""DPM-Solver-2 in Karras' words, and ancestral samplers: below the next noise level by the ODE, back up by noise.
 
-All of them step y = x/α over ρ = σ/α, where ``dy/dρ = ε``. An ancestral step to ρ_s solves the ODE down to
-``ρ_d = sqrt(ρ_s² - ρ_u²)`` and adds noise of standard deviation ``ρ_u = min(ρ_s, η ρ_s sqrt(1 - ρ_s²/ρ_t²))``.
-With Euler's method that is DDIM with the same η, which therefore has no second name here.
+An ancestral step from t to s solves the ODE down to a time d below s, in one or two evaluations, and adds the
+noise that is missing at s. How far below depends on the amount η of fresh noise, and on the clock:
 
-Source: k-diffusion (Crowson 2022), ``sample_dpm_2``, ``sample_dpm_2_ancestral``, ``sample_dpmpp_2s_ancestral``.
+* ratio: over ρ = σ/α, ``ρ_d² = ρ_s² - n²``, ``n = min(1, η sqrt(1 - ρ_s²/ρ_t²)) ρ_s``, as DDIM does it;
+* flow: over τ = σ/(α + σ), the time of a rectified flow, ``τ_d = τ_s (1 + η (τ_s/τ_t - 1))``.
+
+With Euler's method the first is DDIM with the same η.
+
+Source: Crowson 2022, k-diffusion, ``sample_dpm_2``, ``sample_dpm_2_ancestral``, ``sample_dpmpp_2s_ancestral``, after
+Karras et al. 2022, arXiv:2206.00364, and Lu et al. 2022, arXiv:2211.01095; for flows ComfyUI's variants "RF" of these.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
-from odecore.plan import Row
+from odecore.explicit.tableaus import EULER, MIDPOINT
+from odecore.phi import exponential_weights
+from odecore.plan import Row, Weight
+from odecore.schemes import exponential_singlestep
+from samplers.ddim import Noise, Share, checked_eta, first_order, posterior
+from samplers.edm import steps_that_spend
 from samplers.multistep import from_pure_noise
+from samplers.renoise import Leg, joined
 from samplers.solver import Path, Solver
+from scoremodels.schedule import NoiseSchedule
 
-_SOURCE = "Karras et al. 2022, arXiv:2206.00364; Crowson 2022, k-diffusion"
+_SOURCE = "Crowson 2022, k-diffusion"
 
 
-def dpm_2(eta: float = 0.0) -> Solver:
-    """Build the midpoint method over ρ with its stage at the geometric mean ``sqrt(ρ_t ρ_d)``.
+class _Stages(NamedTuple):
+    """Where a step has its inner stage: ``middle(start, end)`` in the clock of a variable."""
 
-    ``y_m = y_t + (ρ_m - ρ_t) ε(y_t)``, then ``y_d = y_t + (ρ_d - ρ_t) ε(y_m)`` and ``y_s = y_d + ρ_u z``.
+    variable: str
+    middle: Callable[[float, float], float]
+
+
+def euler_ancestral(eta: float = 1.0, clock: str = "ratio") -> Solver:
+    """Build Euler's method with ancestral noise.
 
     Args:
-        eta: amount of noise, 0 for the ODE; 1 is the published ancestral sampler.
+        eta: amount of fresh noise, at least 0; 0 is the ODE.
+        clock: "ratio", which is :func:`samplers.ddim.ddim`, or "flow".
 
     Raises:
-        ValueError: a negative or infinite eta.
+        ValueError: an argument out of its range.
 
-    Cost: two evaluations a step; the step to σ = 0, one from pure noise, and one more if the number of
-        evaluations leaves it over, are Euler's.
+    Cost: one evaluation a step.
     """
-    return _solver("dpm-2", eta, 2, "plain")
+    build = partial(first_order, share=_share(clock, eta))
+    return Solver(_named("euler-ancestral", clock), 1, build, "data", grid="time", stochastic=eta > 0.0, source=_SOURCE)
 
 
-def dpm_solver_plus_plus_2s_ancestral(eta: float = 1.0) -> Solver:
-    """Build DPM-Solver++ 2S with ancestral noise: the stage lies midway in log-SNR on the way to ρ_d.
+def dpm_2(eta: float = 0.0, clock: str = "ratio") -> Solver:
+    """Build the midpoint method with its stage at the geometric mean of the clock's values.
 
-    ``y_m = (ρ_m/ρ_t) y_t + (1 - ρ_m/ρ_t) x0(y_t)``, then ``y_d = (ρ_d/ρ_t) y_t + (1 - ρ_d/ρ_t) x0(y_m)`` and
-    ``y_s = y_d + ρ_u z``.
+    Over ρ ``y_m = y_t + (ρ_m - ρ_t) ε(y_t)`` and ``y_d = y_t + (ρ_d - ρ_t) ε(y_m)``, with y = x/α and
+    ``ρ_m = sqrt(ρ_t ρ_d)``; over τ the same on the velocity, with y = x/(α + σ).
 
-    Arguments, errors and cost as of :func:`dpm_2`.
+    Args:
+        eta: amount of fresh noise, at least 0; 0 is the ODE, 1 the published ancestral sampler.
+        clock: "ratio" or "flow".
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Cost: two evaluations a step. Euler's step with one evaluation leads to σ = 0 and (over ρ) away from pure noise,
+        and spends what is left over.
+
+    Source: diffusers' ``KDPM2DiscreteScheduler`` and ``KDPM2AncestralDiscreteScheduler``.
     """
-    return _solver("dpm-solver++-2s", eta, 2, "data")
+    stages = _Stages("plain" if clock == "ratio" else "flow", _geometric)
+    return _two_stages("dpm-2-ancestral" if eta else "dpm-2", eta, clock, stages)
 
 
-def split_noise(ratio: float, target: float, eta: float) -> tuple[float, float]:
-    """Split the noise level ``target`` into (ρ_d, ρ_u): what the ODE goes down to, and what is added to it."""
-    up = min(target, eta * target * math.sqrt(max(0.0, 1.0 - (target / ratio) ** 2)))
-    return math.sqrt(max(0.0, target**2 - up**2)), up
+def dpm_solver_plus_plus_2s_ancestral(eta: float = 1.0, clock: str = "ratio") -> Solver:
+    """Build DPM-Solver++ 2S with ancestral noise: its stage lies midway in log-SNR on the way to d.
+
+    ``x_m = (σ_m/σ_t) x_t + (α_m - α_t σ_m/σ_t) x0(x_t)``, then the same to d with x0(x_m).
+    Arguments, errors and cost as of :func:`dpm_2`, with Euler's step away from pure noise over either clock.
+
+    Source: Lu et al. 2022, arXiv:2211.01095, algorithm 1, with k-diffusion's noise.
+    """
+    return _two_stages("dpm-solver++-2s-ancestral", eta, clock, _Stages("data", _arithmetic))
 
 
-def _solver(name: str, eta: float, order: int, variable: str) -> Solver:
-    if not 0.0 <= eta < math.inf:
-        raise ValueError(f"eta={eta!r}: give a number of at least 0; 1 is the published amount of noise")
-    build = partial(_build, eta=eta, variable=variable)
-    return Solver(f"{name}-ancestral" if eta else name, order if not eta else 1, build, variable, grid="log-snr",
-                  sigma_grid="karras", stochastic=eta > 0.0, source=_SOURCE)
+def newest(offsets: Sequence[float], h: float, rate: Weight) -> tuple[Weight, ...]:
+    """Give the newest prediction the weight of a constant one, as a midpoint method does."""
+    return *([0.0] * (len(offsets) - 1)), *exponential_weights((0.0,), h, rate)
 
 
-def _build(path: Path, nfe: int, *, eta: float, variable: str) -> tuple[tuple[Row, ...], list[float]]:
-    clean = int(path.end < path.schedule.t_min)
-    first = path.schedule.t_max if callable(path.grid) else float(path.grid[0])
-    entered = int(path.schedule.alpha(float(first)) == 0.0 and nfe > clean)
-    double, single = divmod(nfe - clean - entered, 2)
-    times = path.times(entered + double + single + clean if nfe > clean else nfe)
-    rows: list[Row] = []
-    for index, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        rows += _step(path, t, s, eta, variable, two=entered <= index < entered + double)
-    return tuple(rows), times
+def _flow(schedule: NoiseSchedule, t: float, s: float, *, eta: float) -> Noise:
+    now, target = (1.0 / (1.0 + 1.0 / float(schedule.ratio(u))) if schedule.ratio(u) else 0.0 for u in (t, s))
+    share = max(0.0, 1.0 + eta * (target / now - 1.0))
+    # ρ_d/ρ_s, of which at σ = 0 the limit.
+    old = share * (1.0 - target) / (1.0 - share * target)
+    return Noise(old, math.sqrt(max(0.0, (1.0 - old) * (1.0 + old))))
 
 
-def _step(path: Path, t: float, s: float, eta: float, variable: str, *, two: bool) -> list[Row]:
-    """One step over y, in one or two evaluations."""
-    schedule, to_prediction = path.schedule, path.variable(variable).to_prediction
-    now, alpha_t, alpha_s = float(schedule.ratio(t)), float(schedule.alpha(t)), float(schedule.alpha(s))
-    if math.isinf(now):
-        return list(from_pure_noise(path, [t, s]))
-    down, up = split_noise(now, float(schedule.ratio(s)), eta)
-
-    def reach(ratio: float, alpha: float) -> tuple[float, float, float]:
-        """Weights of the state, the point and the prediction in the state at a noise level below."""
-        if variable == "plain":
-            return alpha / alpha_t, 0.0, alpha * (ratio - now)
-        return alpha / alpha_t * ratio / now, 0.0, alpha * (1.0 - ratio / now)
-
-    noise = alpha_s * up
-    end = reach(down, alpha_s)
-    if not two or down == 0.0:
-        return [Row(t, s, to_prediction(t), end, noise=noise)]
-    middle = math.sqrt(now * down)
-    between = float(schedule.time_of_ratio(middle))
-    return [Row(t, t, to_prediction(t), point=reach(middle, float(schedule.alpha(between)))),
-            Row(between, s, to_prediction(between), end, noise=noise)]
+_CLOCKS: Mapping[str, Callable[..., Noise]] = {"ratio": posterior, "flow": _flow}
 
 
-ANCESTRAL = (dpm_2(), dpm_2(1.0), dpm_solver_plus_plus_2s_ancestral())
+def _share(clock: str, eta: float) -> Share:
+    if clock not in _CLOCKS:
+        raise ValueError(f"clock={clock!r}: choose one of {', '.join(_CLOCKS)}")
+    return partial(_CLOCKS[clock], eta=checked_eta(eta))
+
+
+def _two_stages(name: str, eta: float, clock: str, stages: _Stages) -> Solver:
+    build = partial(_build, share=_share(clock, eta), stages=stages)
+    return Solver(_named(name, clock), 2, build, stages.variable, stochastic=eta > 0.0, renoises=eta > 0.0,
+                  source=_SOURCE)
+
+
+def _named(name: str, clock: str) -> str:
+    return name if clock == "ratio" else f"{name}-flow"
+
+
+def _build(path: Path, nfe: int, *, share: Share, stages: _Stages) -> tuple[tuple[Row, ...], list[float]]:
+    steps = steps_that_spend(path, nfe, stages.variable, (EULER, MIDPOINT))
+    times = path.times(len(steps))
+    legs = [_leg(path, t, _below(path.schedule, s, share(path.schedule, t, s)), stages, two=step is MIDPOINT)
+            for step, t, s in zip(steps, times[:-1], times[1:], strict=True)]
+    return joined(path.schedule, legs, times[-1]), times
+
+
+def _below(schedule: NoiseSchedule, s: float, noise: Noise) -> float:
+    """The time at which only the old noise is left."""
+    return s if noise.old == 1.0 or schedule.sigma(s) == 0.0 else float(
+        schedule.time_of_ratio(noise.old * float(schedule.ratio(s))))
+
+
+def _leg(path: Path, t: float, s: float, stages: _Stages, *, two: bool) -> Leg:
+    # From pure noise, and down to σ = 0, a step of order one is finite over x0, and the same.
+    if stages.variable == "plain" and path.schedule.alpha(t) == 0.0:
+        return from_pure_noise(path, [t, s])
+    variable = path.variable(stages.variable)
+    start, end = variable.at_time(t), variable.at_time(s)
+    if not two or s <= path.schedule.t_clean:
+        return exponential_singlestep(variable, [(start, end)])
+    middle = variable.at_clock(stages.middle(start.clock, end.clock))
+    return exponential_singlestep(variable, [(start, middle, end)], rule=newest)
+
+
+def _geometric(start: float, end: float) -> float:
+    return math.sqrt(start * end)
+
+
+def _arithmetic(start: float, end: float) -> float:
+    return (start + end) / 2.0
+
+
+ANCESTRAL = (
+    euler_ancestral(clock="flow"), dpm_2(), dpm_2(1.0), dpm_2(1.0, "flow"), dpm_solver_plus_plus_2s_ancestral(),
+    dpm_solver_plus_plus_2s_ancestral(clock="flow"))

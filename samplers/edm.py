@@ -24,18 +24,23 @@ def _euler(path: Path, nfe: int) -> tuple[tuple[Row, ...], list[float]]:
 def _runge_kutta(
     path: Path, nfe: int, *, variable: str, tableaus: Sequence[Tableau]
 ) -> tuple[tuple[Row, ...], list[float]]:
-    """Steps of the last tableau, and Euler for the last one to σ = 0 and the first one from ρ = ∞.
+    """Runge–Kutta steps in one variable."""
+    chosen = steps_that_spend(path, nfe, variable, tableaus)
+    times = path.times(len(chosen))
+    return _walk(path, variable, times, chosen), times
 
-    No slope can be had there. ``tableaus[k - 1]`` has k stages; if a number of evaluations is left over, the one of
-    so many stages takes one more step before the last.
+
+def steps_that_spend(path: Path, nfe: int, variable: str, tableaus: Sequence[Tableau]) -> list[Tableau]:
+    """Choose steps of the last tableau, and Euler for the last one to σ = 0 and the first one from ρ = ∞.
+
+    No slope can be had there, but for that of a flow at its start. ``tableaus[k - 1]`` has k stages; if a number of
+    evaluations is left over, the one of so many stages takes one more step before the last.
     """
-    euler_first = int(variable == "plain" and starts_at_pure_noise(path) and nfe > 1)
+    euler_first = int(variable != "flow" and starts_at_pure_noise(path) and nfe > 1)
     euler_last = min(int(path.end < path.schedule.t_min), nfe - euler_first)
     whole, left_over = divmod(nfe - euler_first - euler_last, len(tableaus))
     middle = [tableaus[-1]] * whole + [*tableaus[left_over - 1: left_over]]
-    chosen = [EULER] * euler_first + middle + [EULER] * euler_last
-    times = path.times(len(chosen))
-    return _walk(path, variable, times, chosen), times
+    return [EULER] * euler_first + middle + [EULER] * euler_last
 
 
 def _walk(path: Path, variable: str, times: Sequence[float], tableaus: Sequence[Tableau]) -> tuple[Row, ...]:

@@ -21,6 +21,7 @@ from samplers import (
     lms,
     pndm,
     res,
+    restart_sampling,
     sa_solver,
     sde_dpm_solver,
     stork,
@@ -38,7 +39,7 @@ _ALL: tuple[Solver | AdaptiveSolver, ...] = (
     edm.EDM_HEUN, *ipndm.IPNDM, *lms.LMS, *deis.DEIS, *unipc.UNIPC,
     *edm.RHO_RUNGE_KUTTA, edm.FLOW_HEUN, *lms.FLOW_AB, *res.RES, *pndm.PNDM, *stork.STORK,
     *sde_dpm_solver.SDE_DPM_SOLVER, *sde_dpm_solver.DPMPP_SDE, *sa_solver.SA_SOLVER,
-    *ancestral.ANCESTRAL, *churn.CHURN, *consistency.CONSISTENCY,
+    ddim.DDPM_LARGE, *ancestral.ANCESTRAL, *churn.CHURN, *restart_sampling.RESTART,
     AdaptiveSolver("dpm-solver-12", 2, "Lu et al. 2022, arXiv:2206.00927"),
     AdaptiveSolver("dpm-solver-23", 3, "Lu et al. 2022, arXiv:2206.00927"),
 )
@@ -47,6 +48,9 @@ SOLVERS: Mapping[str, Solver | AdaptiveSolver] = {solver.name: solver for solver
 
 SELECTING: Mapping[str, SelectingSolver] = {solver.name: solver for solver in era.ERA}
 """Samplers whose weights depend on the samples: for :func:`samplers.sample.sample` alone."""
+
+DISTILLED: Mapping[str, Solver] = {solver.name: solver for solver in consistency.DISTILLED}
+"""Samplers of models that were distilled for them; on others they do not converge."""
 
 ALIASES: Mapping[str, str] = {
     **{f"{name}-{k}": f"lms-{k}" for name in ("ipndm-v", "deis-rho") for k in (2, 3, 4)},
@@ -77,7 +81,7 @@ def solver_named(name: str) -> Solver | AdaptiveSolver:
     """
     base, plus, wrapper = str(name).rpartition("+")
     if not plus or wrapper not in WRAPPERS:
-        return _named("solver", ALIASES.get(name, name), {**SOLVERS, **SELECTING})
+        return _named("solver", ALIASES.get(name, name), {**SOLVERS, **SELECTING, **DISTILLED})
     solver = solver_named(base)
     if isinstance(solver, AdaptiveSolver):
         raise ValueError(f"solver={name!r}: {base!r} chooses its own steps, and {wrapper!r} needs a fixed grid")

@@ -11,6 +11,7 @@ from odecore.plan import Plan, Row
 from odecore.schemes import Variable, exponential_multistep
 from odecore.schemes.variable import Rule
 from samplers.dpm_solver import RULES
+from samplers.renoise import joined
 from samplers.solver import Path, Solver
 from samplers.variables import VARIABLES
 from scoremodels.schedule import NoiseSchedule
@@ -39,25 +40,30 @@ def restart(plan: Plan, begin: int, solver: Solver, schedule: NoiseSchedule, pre
         boundary = _next_start(plan.rows, begin)
         return (*(_first_order(row, schedule) for row in plan.rows[begin:boundary]), *plan.rows[boundary:])
     variable = VARIABLES[solver.variable](schedule, prediction)
-    return _without_history(plan.rows, begin, variable, RULES[solver.rule.replace("singlestep", "multistep")])
+    rule = RULES[solver.rule.replace("singlestep", "multistep")]
+    return _without_history(plan.rows, begin, variable, rule, schedule)
 
 
-def _without_history(rows: tuple[Row, ...], begin: int, variable: Variable, rule: Rule) -> tuple[Row, ...]:
+def _without_history(
+    rows: tuple[Row, ...], begin: int, variable: Variable, rule: Rule, schedule: NoiseSchedule
+) -> tuple[Row, ...]:
     """Replace what reads predictions that were never made.
 
     Rows that stand on their own are kept. The rows before the next place where a step starts that
     reads nothing older are replaced: by exponential multistep rows at the same times, whose order
-    rises with the new history up to the order of the rows they replace.
+    rises with the new history up to the order of the rows they replace. Where the next step starts at
+    more noise than the last stage has, noise leads there.
     """
     boundary = _next_start(rows, begin)
     replaced = rows[begin:boundary]
     if not replaced:
         return rows[begin:]
     after = rows[boundary].t if boundary < len(rows) else rows[-1].t_next
-    times = [float(t) for t in (*(row.t for row in replaced), after)]
+    times = [float(t) for t in (*(row.t for row in replaced), min(after, replaced[-1].t))]
     orders = [min(_distinct(times, i), max(1, len(row.anchor) - 2 - row.anchor[2:].count(0.0)))
               for i, row in enumerate(replaced)]
-    return (*exponential_multistep(variable, times, orders, rule=rule), *rows[boundary:])
+    leg = exponential_multistep(variable, times, orders, rule=rule)
+    return (*joined(schedule, [leg], float(after)), *rows[boundary:])
 
 
 def _distinct(times: Sequence[float], i: int) -> int:

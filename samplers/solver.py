@@ -75,6 +75,8 @@ class Solver:
             of one row a step that has another, and is built anew for a run that starts in the middle.
         least_nfe: fewest evaluations that it can spend.
         stochastic: whether its rows add noise.
+        renoises: whether that is noise of the forward process between steps of the ODE, so that the order is that of
+            the marginals; else the noise belongs to a reverse SDE, and the order is that of its drift.
         enter: ``(path, nfe) -> factor`` from the initial state to the first point, see :class:`odecore.plan.Plan`;
             None for 1.
         source: the paper.
@@ -92,6 +94,7 @@ class Solver:
     stochastic: bool = False
     source: str = ""
     enter: Callable[[Path, int], float] | None = None
+    renoises: bool = False
 
 
 @dataclass(frozen=True, slots=True)

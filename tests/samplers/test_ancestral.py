@@ -1,113 +1,167 @@
-"""DPM-2 and the ancestral samplers: diffusers on a pretrained model, published formulas, and exact moments."""
+"""DPM-2 and the ancestral samplers: diffusers on a pretrained model, and published formulas on the same noise."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
 from torch import Tensor
 
+from eval.order import MixtureProblem, solver_order
 from odecore.plan import execute
-from samplers import compile_plan
-from samplers.ancestral import dpm_2, dpm_solver_plus_plus_2s_ancestral, split_noise
+from samplers import Solver, compile_plan
+from samplers.ancestral import dpm_2, dpm_solver_plus_plus_2s_ancestral, euler_ancestral
+from samplers.registry import SOLVERS
 from scoremodels.loaders import load
-from scoremodels.schedule import EDM, ContinuousVP, DiscreteVP, NoiseSchedule, RectifiedFlow
+from scoremodels.schedule import EDM, ContinuousVP, DiscreteVP, RectifiedFlow
 
-SCHEDULE = DiscreteVP.linear()
-NAMES = ("dpm-2", "dpm-2-ancestral", "dpm-solver++-2s-ancestral")
+SINGLE = 1e-5
+SIGMAS = [80.0, 20.0, 4.0, 0.7, 0.1, 0.0]
+FLOW_TIMES = [1.0, 0.8, 0.55, 0.3, 0.1, 0.0]
 
 
-@pytest.mark.parametrize(("name", "cls"), [
-    ("dpm-2", "KDPM2DiscreteScheduler"), ("dpm-2-ancestral", "KDPM2AncestralDiscreteScheduler")])
-def test_dpm_2_equals_diffusers_on_a_pretrained_model(name: str, cls: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def give_exact_levels(scheduler: Any, levels: Tensor) -> None:
+    """Put noise levels in float64 in place of those that a scheduler has rounded to float32."""
+    levels = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+    following = levels.roll(-1)
+    following[-1] = 0.0
+    up = following * (1 - (following / levels.clamp(min=1e-300)) ** 2).clamp(min=0.0).sqrt()
+    down = (following**2 - up**2).clamp(min=0.0).sqrt()
+    ancestral = hasattr(scheduler, "sigmas_down")
+    middle = (levels * down).sqrt() if ancestral else (levels * levels.roll(1)).sqrt()
+    for name, values in (("sigmas", levels), ("sigmas_up", up), ("sigmas_down", down), ("sigmas_interpol", middle)):
+        setattr(scheduler, name, torch.cat([values[:1], values[1:].repeat_interleave(2), values[-1:]]))
+
+
+@pytest.mark.parametrize(("make", "solver"), [
+    (KDPM2DiscreteScheduler, dpm_2()), (KDPM2AncestralDiscreteScheduler, dpm_2(1.0))], ids=["ode", "ancestral"])
+def test_dpm_2_equals_diffusers_on_a_pretrained_model(
+    make: Any, solver: Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ask the network at our times: diffusers interpolates those between whole timesteps otherwise."""
     model = load("fashion-mnist-ddpm")
-    scheduler: Any = getattr(diffusers, cls)(beta_start=1e-4, beta_end=0.02, timestep_spacing="leading")
+    scheduler = make(beta_start=1e-4, beta_end=0.02, timestep_spacing="leading")
     scheduler.set_timesteps(5)
-    generator = torch.Generator().manual_seed(0)
-    start, *draws = torch.randn(12, 1, *model.shape, generator=generator).unbind()
-    theirs_noise, our_noise = iter(draws), iter(draws)
-    module = f"diffusers.schedulers.scheduling_k_dpm_2_{'ancestral_' if 'ancestral' in name else ''}discrete"
-    if "ancestral" in name:
-        monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: next(theirs_noise))
-    y = start * scheduler.init_noise_sigma
-    times = np.append(np.arange(5)[::-1] * 200.0, -1.0)
-    plan = compile_plan(name, model.schedule, nfe=9, grid=times)
-    x = start * scheduler.init_noise_sigma * float(model.schedule.alpha(times[0]))
+    start, *draws = torch.randn(12, 2, *model.shape, generator=torch.Generator().manual_seed(0)).unbind()
+    theirs, ours = iter(draws), iter(draws)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete.randn_tensor",
+                        lambda *_, **__: next(theirs))
+    plan = compile_plan(solver, model.schedule, nfe=9, grid=np.append(np.arange(5)[::-1] * 200.0, -1.0))
+    give_exact_levels(scheduler, torch.tensor([float(model.schedule.ratio(t)) for t in np.arange(5)[::-1] * 200.0],
+                                             dtype=torch.float64))
+    alpha = float(model.schedule.alpha(800.0))
+    y = start / alpha
     with torch.no_grad():
-        for t in scheduler.timesteps:
-            y = scheduler.step(model(scheduler.scale_model_input(y, t), float(t)), t, y).prev_sample
-        x = execute(plan, model, x, noise=lambda: next(our_noise))
-    # The times between training steps differ: diffusers interpolates log σ linearly there, in float32.
-    assert (x - y).norm() <= 2e-4 * y.norm()
+        for t, row in zip(scheduler.timesteps, plan.rows, strict=True):
+            assert float(t) == pytest.approx(float(row.t), abs=0.1)
+            y = scheduler.step(model(scheduler.scale_model_input(y, t).float(), row.t), t, y).prev_sample
+        x = execute(plan, model, start, noise=lambda: next(ours))
+    assert (x - y).norm() <= SINGLE * y.norm()
 
 
-def test_the_2s_ancestral_sampler_equals_its_published_formulas_on_a_schedule_in_sigma() -> None:
-    sigmas = [80.0, 20.0, 4.0, 0.7, 0.0]
-    draws = torch.randn(10, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).unbind()
+def denoised(x: Tensor, t: float) -> Tensor:
+    return torch.tanh(1.5 * x / (1 + t))
 
-    def denoise(x: Tensor, sigma: float) -> Tensor:
-        return torch.tanh(x / (1 + sigma))
 
-    noise, x = iter(draws), 80.0 * torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
-    start = x
-    for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
-        up = min(low, math.sqrt(low**2 * (high**2 - low**2) / high**2))
-        down = math.sqrt(low**2 - up**2)
-        x0 = denoise(x, high)
-        if down == 0.0:
-            x = x0
+def normals(count: int = 8) -> tuple[Tensor, ...]:
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).unbind()
+
+
+def ours(solver: Solver, schedule: Any, times: list[float], nfe: int, x: Tensor) -> Tensor:
+    plan = compile_plan(solver, schedule, nfe=nfe, grid=times, prediction="sample")
+    draws = iter(normals())
+    return execute(plan, lambda y, t: denoised(y, float(t)), x, noise=lambda: next(draws))
+
+
+def k_diffusion_split(high: float, low: float, eta: float) -> tuple[float, float]:
+    up = min(low, eta * math.sqrt(low**2 * (high**2 - low**2) / high**2))
+    return math.sqrt(low**2 - up**2), up
+
+
+def dpm_2_step(x: Tensor, high: float, down: float) -> Tensor:
+    slope = (x - denoised(x, high)) / high
+    middle = math.exp((math.log(high) + math.log(down)) / 2)
+    between = x + slope * (middle - high)
+    return x + (between - denoised(between, middle)) / middle * (down - high)
+
+
+def two_s_step(x: Tensor, high: float, down: float) -> Tensor:
+    t, target = -math.log(high), -math.log(down)
+    middle = math.exp(-(t + target) / 2)
+    between = middle / high * x - math.expm1(-(target - t) / 2) * denoised(x, high)
+    return down / high * x - math.expm1(-(target - t)) * denoised(between, middle)
+
+
+@pytest.mark.parametrize(("make", "step"), [(dpm_2, dpm_2_step), (dpm_solver_plus_plus_2s_ancestral, two_s_step)])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ancestral_samplers_equal_k_diffusion_in_sigma(
+    make: Callable[[float], Solver], step: Callable[[Tensor, float, float], Tensor], eta: float
+) -> None:
+    x = start = 80.0 * normals()[-1]
+    for high, low, z in zip(SIGMAS[:-1], SIGMAS[1:], normals(), strict=False):
+        if low == 0.0:
+            x = denoised(x, high)
             continue
-        t, target = -math.log(high), -math.log(down)
-        middle = math.exp(-(t + target) / 2)
-        between = middle / high * x - math.expm1(-(target - t) / 2) * x0
-        x = down / high * x - math.expm1(-(target - t)) * denoise(between, middle) + next(noise) * up
-    plan = compile_plan("dpm-solver++-2s-ancestral", EDM(), nfe=7, grid=sigmas, prediction="sample")
-    noise = iter(draws)
-    ours = execute(plan, lambda x, t: denoise(x, float(t)), start, noise=lambda: next(noise))
-    torch.testing.assert_close(ours, x, rtol=1e-12, atol=1e-12)
+        down, up = k_diffusion_split(high, low, eta)
+        x = step(x, high, down) + up * z
+    torch.testing.assert_close(ours(make(eta), EDM(), SIGMAS, 9, start), x, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, EDM(), ContinuousVP(), RectifiedFlow(), SCHEDULE.zero_terminal_snr()])
-@pytest.mark.parametrize("end", ["clean", "minimum"])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_number_of_evaluations_is_spent_exactly(name: str, end: str, schedule: NoiseSchedule) -> None:
-    for nfe in range(1, 12):
-        assert compile_plan(name, schedule, nfe=nfe, end=end, prediction="v_prediction").nfe == nfe
+def flow_renoised(x: Tensor, down: float, low: float, z: Tensor) -> Tensor:
+    """``x = (α_s/α_d) x + sqrt(σ_s² - σ_d² (α_s/α_d)²) z`` with α = 1 - σ."""
+    scale = (1 - low) / (1 - down)
+    return scale * x + math.sqrt(max(0.0, low**2 - (down * scale) ** 2)) * z
 
 
-@pytest.mark.parametrize("solver", [dpm_2(1.0), dpm_2(0.4), dpm_solver_plus_plus_2s_ancestral()])
-def test_normal_data_get_their_variance_as_the_steps_shrink(solver: Any) -> None:
-    """With D(x) = x/(1 + σ²) all is linear, so the variance of the result follows from two runs and the noise."""
-    errors = []
-    for nfe in (40, 160):
-        plan = compile_plan(solver, EDM(), nfe=nfe, prediction="sample", end="minimum")
-        variance, states = 0.0, torch.zeros(nfe + 1, dtype=torch.float64)
-        states[0] = plan.t_start
-        added = iter(range(1, nfe + 1))
-
-        def noise(added: Any = added, nfe: int = nfe) -> Tensor:
-            unit = torch.zeros(nfe + 1, dtype=torch.float64)
-            unit[next(added)] = 1.0
-            return unit
-
-        states = execute(plan, lambda x, t: x / (1 + float(t) ** 2), states, noise=noise)
-        variance = float(states.square().sum())
-        errors.append(abs(variance - 1 - float(plan.rows[-1].t_next) ** 2))
-    assert errors[1] < errors[0] / 2
-    assert errors[1] < 0.05
-
-
-def test_noise_splits_into_two_levels_whose_squares_add_up() -> None:
-    down, up = split_noise(3.0, 2.0, 1.0)
-    assert math.hypot(down, up) == pytest.approx(2.0)
-    assert split_noise(3.0, 2.0, 0.0) == (2.0, 0.0)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["euler", "dpm-2", "2s"])
+def test_ancestral_samplers_of_flows_equal_their_published_formulas(name: str, eta: float) -> None:
+    """The sampler "2s" starts with a step of Euler, for λ is infinite there; DPM-2 over τ does not."""
+    x = start = normals()[-1]
+    for high, low, z in zip(FLOW_TIMES[:-1], FLOW_TIMES[1:], normals(), strict=False):
+        down = low * (1 + (low / high - 1) * eta)
+        if name == "euler" or low == 0.0 or (name == "2s" and high == 1.0):
+            x = down / high * x + (1 - down / high) * denoised(x, high)
+        elif name == "dpm-2":
+            x = dpm_2_step(x, high, down)
+        else:
+            log_snr = (math.log((1 - high) / high) + math.log((1 - down) / down)) / 2
+            middle = 1 / (1 + math.exp(log_snr))
+            between = middle / high * x + (1 - middle / high) * denoised(x, high)
+            x = down / high * x + (1 - down / high) * denoised(between, middle)
+        x = flow_renoised(x, down, low, z)
+    make, nfe = {"euler": (euler_ancestral, 5), "dpm-2": (dpm_2, 9), "2s": (dpm_solver_plus_plus_2s_ancestral, 8)}[name]
+    theirs = ours(make(eta, "flow"), RectifiedFlow(), FLOW_TIMES, nfe, start)
+    torch.testing.assert_close(theirs, x, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("eta", [-0.1, math.inf, math.nan])
-def test_an_amount_of_noise_that_cannot_be_is_refused(eta: float) -> None:
-    with pytest.raises(ValueError, match="eta="):
-        dpm_2(eta)
+def test_an_evaluation_left_over_becomes_a_step_of_euler_before_the_last() -> None:
+    plan = compile_plan("dpm-2", EDM(), nfe=6, grid=[80.0, 20.0, 4.0, 0.5, 0.0])
+    assert [row.t_next for row in plan.rows] == [80.0, 20.0, 20.0, 4.0, 0.5, 0.0]
+    assert [row.t for row in plan.rows] == pytest.approx([80.0, 40.0, 20.0, math.sqrt(80.0), 4.0, 0.5])
+
+
+@pytest.mark.parametrize("schedule", [DiscreteVP.linear(), EDM(), RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("name", ["dpm-2", "dpm-2-ancestral", "dpm-2-ancestral-flow", "dpm-solver++-2s-ancestral"])
+def test_orders_hold_on_every_kind_of_schedule(name: str, schedule: Any) -> None:
+    assert solver_order(name, MixtureProblem(schedule)).order == pytest.approx(2.0, abs=0.15)
+
+
+def test_dpm_2_over_flow_time_is_of_order_two_as_an_ode_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = dpm_2(clock="flow")
+    monkeypatch.setitem(SOLVERS, solver.name, solver)  # type: ignore[arg-type]
+    assert solver_order(solver.name, MixtureProblem(ContinuousVP())).order == pytest.approx(2.0, abs=0.15)
+
+
+@pytest.mark.parametrize("make", [euler_ancestral, dpm_2, dpm_solver_plus_plus_2s_ancestral])
+def test_arguments_out_of_range_are_refused(make: Callable[..., Solver]) -> None:
+    for eta in (-0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="eta="):
+            make(eta)
+    with pytest.raises(ValueError, match="clock='time'"):
+        make(1.0, "time")
