@@ -18,43 +18,35 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from odecore.plan import Plan, combine
-from samplers.compile import compile_plan
-from samplers.diffusers_clock import Clock, index_of
+from odecore.plan import Plan
+from samplers.diffusers_clock import index_of
 from samplers.diffusers_config import SUPPORTED, class_of, translated
+from samplers.diffusers_plan import Recipe, Wish
 from samplers.diffusers_run import Run
-from samplers.diffusers_spacing import EDM_CLASSES, is_flow, spacing, times_of_sigmas
-from samplers.grids import Times
-from samplers.guidance import threshold
-from samplers.published import solver_with_weights
-from samplers.registry import grid_named
-from samplers.restart import restart
-from scoremodels.diffusers_config import schedule_from_diffusers
-
-_OWN_STAGES = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s", "edm-heun", "dpmpp-sde")
-"""Solvers that, unless with published weights, place stages between the times of their grid."""
 
 
 class FewStepScheduler(SchedulerMixin, ConfigMixin):
     """Run any fixed-grid solver of this library in a diffusers pipeline.
 
     ``num_inference_steps`` counts network evaluations, so that as many are spent as are asked for:
-    ``len(scheduler.timesteps) == num_inference_steps``, whatever the order of the solver.
+    ``len(scheduler.timesteps) == num_inference_steps``, whatever the order of the solver. (diffusers'
+    HeunDiscreteScheduler spends 2n - 1 evaluations on n steps, and PNDMScheduler n + 1 or more.)
     ``from_config`` takes the config of any diffusers scheduler and keeps its schedule, prediction
-    type and timestep spacing, also where they are defaults of its class; ``clip_sample`` and the
-    choice of solver are not taken over. Timesteps are int64 where they are whole, else float32.
+    type, timestep spacing and solver, also where they are defaults of its class.
+    Timesteps are int64 where they are whole, else float32.
     A saved pipeline loads in a process that has imported this module before.
 
     Args:
-        solver: a name out of :data:`samplers.registry.SOLVERS`, except the adaptive ones.
-        weights: None for the solver's own, "exact" for exact quadrature, or what DPM-Solver's other implementations
-            use: "midpoint" or "heun" (diffusers' ``solver_type``), with singlestep stages on the points of the grid.
-        lower_order_final: whether published multistep solvers lower their order over the last two of fewer than 15
-            steps, and singlestep ones spend what whole steps leave over. No effect on other weights.
+        solver: a name out of :data:`samplers.registry.SOLVERS`, except the adaptive ones; None for that of the
+            ``conventions``, as ``solver_options`` have it.
+        solver_options: what chooses the solver of the conventions, in that class's own words: ``solver_order``,
+            ``algorithm_type``, …; what is left out is as in that class.
+        weights: of a named solver: None for its own, "exact" for exact quadrature, or what DPM-Solver's other
+            implementations use: "midpoint" or "heun", with singlestep stages on the points of the grid.
         grid: a name out of :data:`samplers.registry.GRIDS`; None for the spacing of the model's config.
         final_sigmas_type: "zero" to end without noise, "sigma_min" to end at the least noise of training.
         conventions: the diffusers scheduler that the model's config was written for. It decides the family of
-            schedule, the arithmetic of ``timestep_spacing``, and (EDM) what the network is given.
+            schedule, the solver, the arithmetic of ``timestep_spacing``, and (EDM) what the network is given.
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
             snr_shift_scale: a discrete variance-preserving schedule, as in diffusers.
         sigma_min, sigma_max, sigma_data: an EDM schedule; the first two also bound the levels below.
@@ -71,6 +63,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         thresholding: whether to clip the predicted sample to its own quantile, and divide by it.
         dynamic_thresholding_ratio: which quantile.
         sample_max_value: largest clipping value; 1 is plain clipping to [-1, 1].
+        clip_sample, clip_sample_range: whether, and to which largest value, to clip the predicted sample.
 
     Raises:
         ValueError: an argument is unknown or does not fit the others; before any evaluation.
@@ -85,9 +78,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        solver: str = "dpm-solver++-2m",
+        solver: str | None = None,
+        solver_options: dict[str, Any] | None = None,
         weights: str | None = None,
-        lower_order_final: bool = True,
         grid: str | None = None,
         final_sigmas_type: str = "zero",
         conventions: str = "DPMSolverMultistepScheduler",
@@ -117,53 +110,38 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
     ) -> None:
-        if final_sigmas_type not in ("zero", "sigma_min"):
-            raise ValueError(f"final_sigmas_type={final_sigmas_type!r}: choose 'zero' or 'sigma_min'")
-        if not 0.0 < dynamic_thresholding_ratio <= 1.0 or not sample_max_value >= 1.0:
-            raise ValueError(f"dynamic_thresholding_ratio={dynamic_thresholding_ratio}, sample_max_value="
-                             f"{sample_max_value}: the first lies above 0 and is at most 1, the second is at least 1")
-        self.schedule, self._prediction = schedule_from_diffusers({**self.config, "_class_name": conventions})
-        # Thresholding acts on the predicted sample, which the plan then takes for the network's output.
-        self._plan_prediction = "sample" if thresholding else self._prediction
-        self._solver = solver_with_weights(solver, weights, lower_order_final=lower_order_final)
-        if grid is not None:
-            grid_named(grid)
-        elif not use_dynamic_shifting:
-            spacing(self.config)
-        self._clock = Clock(self.schedule, conventions in EDM_CLASSES, is_flow(self.config))
+        self._recipe = Recipe.of(self.config)
+        self.schedule, self._clock = self._recipe.schedule, self._recipe.clock
         self.init_noise_sigma = float(self.schedule.prior_scale(self.schedule.t_max))
         self.num_inference_steps: int | None = None
         self.plan: Plan | None = None
         every = np.linspace(self.schedule.t_max, self.schedule.t_min, num_train_timesteps)
         self.timesteps, self.sigmas = self._clock.timesteps(every), self._clock.sigmas([*every])
         self._begin_index: int | None = None
-        self._to_sample: list[tuple[float, float]] = []
         self._run: Run | None = None
 
     @classmethod
     def from_config(
-        cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
+        cls, config: dict[str, Any] | SchedulerMixin | None = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> FewStepScheduler | tuple[FewStepScheduler, dict[str, Any]]:
         """Make a scheduler from the config of any diffusers scheduler, or from its own.
 
         Args:
-            config: a scheduler's ``config``, or what its ``scheduler_config.json`` holds.
+            config: a scheduler's ``config``, or what its ``scheduler_config.json`` holds, or the scheduler itself.
             return_unused_kwargs: whether to return the keys that were not used, too.
             kwargs: arguments of this class, or of the config's class, that override the config's.
 
         Raises:
             ValueError: the config is of a class whose schedule none of ours expresses.
         """
+        if isinstance(config, SchedulerMixin):
+            config = {**config.config, "_class_name": type(config).__name__}
         name = class_of(config) if isinstance(config, dict) else None
         if config is not None and name not in (None, cls.__name__):
-            source = {key: value for key, value in config.items() if key != "_use_default_values"}
-            own = cls._get_init_keys(cls)
-            overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in source and key not in own}
-            merged = source | overrides
-            kept = translated(name, merged | {key: kwargs[key] for key in kwargs if key in own})
-            # What else the source says stays in the config for the way back, unless the name means something here.
-            config = {key: value for key, value in merged.items() if key not in own} | kept
+            config = translated(name, config, kwargs, cls._get_init_keys(cls))
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @property
@@ -187,6 +165,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
     ) -> None:
         """Compile the plan of the next run, and forget the last one.
 
@@ -196,26 +176,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             timesteps: times at which to evaluate the network, noisiest first, in place of the grid.
             sigmas: noise levels σ/α (of a flow: σ, before its shift) at which to evaluate it; a final 0 is the end.
             mu: resolution-dependent shift of a flow, for this run alone; a named ``grid`` is not shifted.
+            original_inference_steps: steps of the process that a consistency model was distilled from.
+            strength: of consistency models, which share of these steps to start from.
 
         Raises:
             ValueError: no count, contradicting ones, or times that the solver cannot use.
 
         Cost: host arithmetic only.
         """
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("timesteps and sigmas are both given: pass one of them")
-        custom = None
-        if timesteps is not None:
-            custom = self._clock.times(np.asarray(timesteps, dtype=np.float64))
-        elif sigmas is not None:
-            custom = times_of_sigmas(self.config, self.schedule, np.asarray(sigmas, dtype=np.float64), mu)
-        if custom is None and num_inference_steps is None:
-            raise ValueError("num_inference_steps=None: say how many network evaluations to spend")
-        plan = self._compile(num_inference_steps, custom, mu)
-        if num_inference_steps not in (None, plan.nfe):
-            raise ValueError(f"num_inference_steps={num_inference_steps}, but {plan.nfe} times are given: leave it out")
-        self._to_sample = [] if not self.config.thresholding else [
-            self.schedule.conversion(self._prediction, "sample", float(row.t)) for row in plan.rows]
+        told = None if timesteps is None else np.asarray(timesteps, dtype=np.float64)
+        levels = None if sigmas is None else np.asarray(sigmas, dtype=np.float64)
+        plan = self._recipe.plan(Wish(num_inference_steps, told, levels, mu, original_inference_steps, strength))
         self.plan = plan
         times = np.array([float(row.t) for row in plan.rows])
         self.num_inference_steps = len(times)
@@ -240,6 +211,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
+        *,
+        eta: float | None = None,
+        use_clipped_model_output: bool = False,
     ) -> SchedulerOutput | tuple[Tensor]:
         """Run one row of the plan: from the network's output at the sample to the next evaluation point.
 
@@ -250,6 +224,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             generator: draws the noise of stochastic solvers; a list has one for each sample of the batch.
             variance_noise: standard normal noise to use instead.
             return_dict: whether to return a ``SchedulerOutput`` instead of a tuple.
+            eta: amount of fresh noise, read in the first step of a run by solvers that have it (DDIM, TCD).
+            use_clipped_model_output: whether DDIM's direction to the noise is that of the clipped sample, too; read in
+                the first step of a run.
 
         Returns:
             The next sample, of the shape and dtype of ``sample``.
@@ -259,16 +236,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """
         run = self._run
         if run is None:
-            run = self._run = self._begin(timestep)
+            run = self._run = self._begin(timestep, eta, use_clipped_model_output)
+        variance = None
         if model_output.shape != sample.shape:
-            model_output = self._mean(model_output, sample)
+            model_output, variance = self._split(model_output, sample)
 
         def draw(dtype: torch.dtype) -> Tensor:
             if variance_noise is not None:
                 return variance_noise
             return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
 
-        prev_sample = run.advance(model_output, sample, draw)
+        prev_sample = run.advance(model_output, sample, draw, variance)
         if run.finished:
             self._run = None
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
@@ -291,23 +269,6 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """Number of training timesteps."""
         return self.config.num_train_timesteps
 
-    def _compile(self, nfe: int | None, custom: Times | None, mu: float | None) -> Plan:
-        config, prediction = self.config, self._plan_prediction
-        end = "clean" if config.final_sigmas_type == "zero" else "minimum"
-        if custom is None:
-            assert nfe is not None
-            grid = config.grid if config.grid is not None else spacing(config, mu)
-            return compile_plan(self._solver, self.schedule, nfe=nfe, grid=grid, prediction=prediction, end=end)
-        if config.weights in (None, "exact") and config.solver in _OWN_STAGES:
-            raise ValueError(f"solver={config.solver!r} with weights={config.weights!r} places its own stages between "
-                             "times, so it takes no custom timesteps or sigmas: choose weights='midpoint', or a "
-                             "multistep solver")
-        if custom.ndim != 1 or len(custom) == 0:
-            raise ValueError(f"the times given have shape {custom.shape}: give at least one, in one dimension")
-        last = self.schedule.t_clean if end == "clean" else self.schedule.t_min
-        times = custom if custom[-1] <= last else np.append(custom, last)
-        return compile_plan(self._solver, self.schedule, nfe=len(times) - 1, grid=times, prediction=prediction)
-
     def _index_of(self, timestep: float | Tensor | None) -> int:
         """The row at which a run starts."""
         if self.plan is None:
@@ -320,28 +281,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("timestep=None: give the first timestep of a run, or call set_begin_index")
         return index_of(timestep, self.timesteps)
 
-    def _begin(self, timestep: float | Tensor) -> Run:
+    def _begin(self, timestep: float | Tensor, eta: float | None, clipped_direction: bool) -> Run:
         begin = self._index_of(timestep)
         assert self.plan is not None
-        rows = self.plan.rows
-        if begin > 0:
-            rest = restart(self.plan, begin, self._solver, self.schedule, self._plan_prediction)
-            rows = (*rows[:begin], *rest)
-        if not self.config.thresholding:
-            return Run(rows, begin, self.plan.depth)
-        weights = self._to_sample
-        quantile, maximum = self.config.dynamic_thresholding_ratio, self.config.sample_max_value
+        return self._recipe.run(self.plan, begin, eta=eta, clipped_direction=clipped_direction)
 
-        def denoise(index: int, point: Tensor, raw: Tensor) -> Tensor:
-            return threshold(combine(weights[index], (point, raw.to(point.dtype))), quantile, maximum)
-
-        return Run(rows, begin, self.plan.depth, denoise)
-
-    def _mean(self, model_output: Tensor, sample: Tensor) -> Tensor:
-        """The predicted mean, where the network's output holds a variance too."""
+    def _split(self, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction and the variance, where the network's output holds both."""
         learned = self.config.variance_type in ("learned", "learned_range")
         shape = (sample.shape[0], 2 * sample.shape[1], *sample.shape[2:])
         if not learned or model_output.shape != shape:
             raise ValueError(f"model_output has shape {tuple(model_output.shape)} and sample {tuple(sample.shape)}: "
                              "they must be the same; set variance_type='learned_range' if the output holds a variance")
-        return model_output[:, : sample.shape[1]]
+        prediction, variance = model_output.chunk(2, dim=1)
+        return prediction, variance

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import diffusers
 
+from samplers.diffusers_solver import options_of, solver_class
 from samplers.diffusers_spacing import EDM_CLASSES, FLAVOURS, FLOW_CLASSES
+
+_LOG = logging.getLogger(__name__)
 
 KEPT = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
     "snr_shift_scale", "sigma_min", "sigma_max", "sigma_data", "rho", "use_flow_sigmas", "shift",
     "use_dynamic_shifting", "time_shift_type", "shift_terminal", "prediction_type", "variance_type",
     "timestep_spacing", "steps_offset", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-    "final_sigmas_type", "thresholding", "dynamic_thresholding_ratio", "sample_max_value",
+    "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "clip_sample", "clip_sample_range",
 )
-"""What a model's config says of its schedule, its prediction and its timesteps; diffusers' own names.
+"""What a model's config says of its schedule, its prediction and its timesteps; diffusers' own names."""
 
-What it says of the solver (``solver_order``, ``algorithm_type``, ``clip_sample``, …) is not taken over.
-"""
+_ENDS_WITH_NOISE = ("DEISMultistepScheduler", "SASolverScheduler", "TCDScheduler")
+"""Classes whose last step goes to the least noise of training, whatever else their configs say."""
+
+_FINAL_ALPHA, _CONSISTENCY = "set_alpha_to_one", ("LCMScheduler",)
+
+_NEVER_CLIP = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler")
+"""Classes that do not do what their ``clip_sample`` says."""
 
 SUPPORTED = (*FLAVOURS, *EDM_CLASSES, *FLOW_CLASSES)
 """Every class whose config can be translated."""
@@ -30,17 +39,32 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     """Name the diffusers scheduler that a config belongs to; None if it is none of ``SUPPORTED`` and does not say.
 
     A saved config holds ``_class_name``, but that of a scheduler made in this process does not. It
-    starts with the arguments of its class, though, whatever it has inherited from others after them.
+    starts with the arguments of its class, though, whatever it has inherited from others after them, and says which
+    of them have default values. Classes that agree in all of that cannot be told apart; the first of them is taken,
+    and a warning logged.
     """
     if "_class_name" in config:
         return str(config["_class_name"])
     keys = [key for key in config if not key.startswith("_")]
-    matches = [(len(names), name) for name in SUPPORTED
-               if (names := _defaults(name)) and set(keys[:len(names)]) == set(names)]
-    return max(matches)[1] if matches else None
+    unset = config.get("_use_default_values", ())
+    matches: dict[int, list[str]] = {}
+    for name in SUPPORTED:
+        defaults = _defaults(name)
+        if defaults and set(keys[:len(defaults)]) == set(defaults) and all(
+                defaults[key] == config[key] for key in unset if key in defaults):
+            matches.setdefault(len(defaults), []).append(name)
+    if not matches:
+        return None
+    first, *others = matches[max(matches)]
+    if {solver_class(name) for name in others} - {solver_class(first)}:
+        _LOG.warning("the config is that of %s: %s is taken; call from_config with the scheduler itself, in place of "
+                     "its config, to be understood", " or ".join((first, *others)), first)
+    return first
 
 
-def translated(name: str, source: Mapping[str, Any]) -> dict[str, Any]:
+def translated(
+    name: str, source: Mapping[str, Any], overrides: Mapping[str, Any], own: Collection[str]
+) -> dict[str, Any]:
     """Translate the config of a diffusers scheduler, defaults of its class included.
 
     diffusers drops the values that a config holds by default of its class, so that the next
@@ -50,9 +74,12 @@ def translated(name: str, source: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         name: the scheduler's class.
         source: its config.
+        overrides: arguments of either class that come before the config.
+        own: names of the arguments of our class.
 
     Returns:
-        The keys of ``KEPT`` that the source defines, and ``conventions``.
+        The keys of ``KEPT`` that the source defines, ``conventions``, ``solver_options`` and ``final_sigmas_type``.
+        What else the source says stays beside them for the way back, unless the name means something here.
 
     Raises:
         ValueError: the class is none of ``SUPPORTED``, or uses what none of our schedules can express.
@@ -60,8 +87,21 @@ def translated(name: str, source: Mapping[str, Any]) -> dict[str, Any]:
     if name not in SUPPORTED:
         raise ValueError(f"_class_name={name!r}: configs of {', '.join(SUPPORTED)} can be translated; for another "
                          "one construct FewStepScheduler(...) with the model's schedule")
-    full = _defaults(name) | dict(source)
-    kept = {key: full[key] for key in KEPT if key in full} | {"conventions": name}
+    defaults = _defaults(name)
+    given = {key: value for key, value in source.items() if key != "_use_default_values"} | {
+        key: value for key, value in overrides.items() if key in defaults or key in source}
+    full = defaults | given
+    kept = {key: full[key] for key in KEPT if key in full} | _levels(name, full)
+    kept = {"conventions": name, "final_sigmas_type": _end(name, full)} | kept
+    if name in _NEVER_CLIP:
+        kept["clip_sample"] = False
+    kept["solver_options"] = options_of(overrides.get("conventions", kept["conventions"]), full)
+    return {key: value for key, value in given.items() if key not in own} | kept
+
+
+def _levels(name: str, full: Mapping[str, Any]) -> dict[str, Any]:
+    """What the family of a class means by its settings of noise levels."""
+    kept: dict[str, Any] = {}
     if name == "UnCLIPScheduler":
         kept["timestep_spacing"] = "linspace"
     if name in FLOW_CLASSES or full.get("use_flow_sigmas"):
@@ -81,6 +121,15 @@ def translated(name: str, source: Mapping[str, Any]) -> dict[str, Any]:
                              "sigma_max: set these")
         kept |= {"conventions": "EDMEulerScheduler", "sigma_data": 1.0}
     return kept
+
+
+def _end(name: str, full: Mapping[str, Any]) -> str:
+    """Where the last step of a class goes."""
+    if "final_sigmas_type" in _defaults(name):
+        return str(full["final_sigmas_type"])
+    with_noise = name in _ENDS_WITH_NOISE or (name in FLAVOURS and _FINAL_ALPHA in _defaults(name)
+                                              and name not in _CONSISTENCY and not full[_FINAL_ALPHA])
+    return "sigma_min" if with_noise else "zero"
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -25,18 +25,21 @@ class Run:
         begin: the row to start at.
         depth: number of earlier predictions that any row reads.
         denoise: ``(index, point, raw) -> x0``, where the rows expect the predicted sample in place of the raw output.
+        spread: ``(index, variance) -> factor`` of the noise that a row adds, where the network predicts its variance.
     """
 
-    __slots__ = ("index", "_rows", "_depth", "_denoise", "_registers", "_returned", "_version")
+    __slots__ = ("index", "_rows", "_depth", "_denoise", "_spread", "_registers", "_returned", "_version")
 
     def __init__(
         self, rows: tuple[Row, ...], begin: int, depth: int,
         denoise: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+        spread: Callable[[int, Tensor], Tensor] | None = None,
     ) -> None:
         self.index = begin
         self._rows = rows
         self._depth = depth
         self._denoise = denoise
+        self._spread = spread
         self._registers: Registers | None = None
         self._returned: Tensor | None = None
         self._version = -1
@@ -46,13 +49,16 @@ class Run:
         """Whether no row is left."""
         return self.index == len(self._rows)
 
-    def advance(self, raw: Tensor, sample: Tensor, draw: Callable[[torch.dtype], Tensor]) -> Tensor:
+    def advance(
+        self, raw: Tensor, sample: Tensor, draw: Callable[[torch.dtype], Tensor], variance: Tensor | None = None
+    ) -> Tensor:
         """Run one row from the network's raw output at ``sample``; return the next point, in the sample's dtype.
 
         Args:
             raw: output of the network, of the sample's shape.
             sample: where it was evaluated.
             draw: gives standard normal noise of a dtype; called if the row adds noise.
+            variance: what the network says of it, of the sample's shape.
 
         Raises:
             ValueError: the sample changed its shape since the last step.
@@ -66,6 +72,8 @@ class Run:
         if self._denoise is not None:
             raw = self._denoise(self.index, registers.point, raw)
         noise = draw(registers.point.dtype) if row.noise != 0.0 else None
+        if noise is not None and variance is not None and self._spread is not None:
+            noise = noise * self._spread(self.index, variance)
         following = registers.advance(row, raw, noise).to(sample.dtype)
         self.index += 1
         self._returned = following

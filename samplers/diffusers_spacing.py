@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from samplers import grids
+from samplers.consistency import skipping
 from samplers.grids import Grid, Times
+from samplers.levels import beta_quantiles, shifted_levels
 from scoremodels.schedule import NoiseSchedule
 
 Levels = Callable[[float, float, int], Times]
@@ -65,7 +67,13 @@ FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteSchedul
 SPACINGS = ("leading", "linspace", "trailing")
 
 
-def spacing(config: Mapping[str, Any], mu: float | None = None) -> Grid:
+CONSISTENCY_CLASSES = ("LCMScheduler", "TCDScheduler")
+"""The classes whose timesteps are some of those that a model was distilled on."""
+
+
+def spacing(
+    config: Mapping[str, Any], mu: float | None = None, *, original: int | None = None, strength: float = 1.0
+) -> Grid:
     """Find the grid that the scheduler of a config would use, in exact times.
 
     Times keep their fractions where diffusers rounds the network's time away from its noise level
@@ -74,6 +82,8 @@ def spacing(config: Mapping[str, Any], mu: float | None = None) -> Grid:
     Args:
         config: keys of :class:`samplers.diffusers.FewStepScheduler`.
         mu: log of the resolution-dependent shift (its value if ``time_shift_type`` is "linear") of a flow.
+        original: timesteps that a consistency model was distilled on; None for its config's.
+        strength: share of these to start from.
 
     Raises:
         ValueError: an unknown class, spacing or combination.
@@ -88,6 +98,12 @@ def spacing(config: Mapping[str, Any], mu: float | None = None) -> Grid:
         raise ValueError(f"mu={mu}: only flow-matching schedules are shifted; leave mu out")
     if config["conventions"] in EDM_CLASSES:
         return partial(_edm, levels=levels or partial(_karras, rho=config["rho"]))
+    if config["conventions"] in CONSISTENCY_CLASSES:
+        known = (config["solver_options"] or {}).get("original_inference_steps", 50)
+        return partial(skipping, original=known if original is None else original, strength=strength)
+    if original is not None or strength != 1.0:
+        raise ValueError(f"original_inference_steps={original}, strength={strength}: only consistency models have "
+                         "timesteps that they were distilled on; leave both out")
     if config["timestep_spacing"] not in SPACINGS:
         raise ValueError(f"timestep_spacing={config['timestep_spacing']!r}: choose one of {', '.join(SPACINGS)}")
     return partial(_discrete, flavour=flavour_of(config), levels=levels, config=config)
@@ -100,7 +116,7 @@ def times_of_sigmas(config: Mapping[str, Any], schedule: NoiseSchedule, sigmas: 
         ValueError: ``mu`` where nothing is shifted by it, or levels beyond the schedule.
     """
     if is_flow(config):
-        return _shift(config, mu)(sigmas) * config["num_train_timesteps"]
+        return _finite(config, _shift(config, mu)(sigmas)) * config["num_train_timesteps"]
     if mu is not None:
         raise ValueError(f"mu={mu}: only flow-matching schedules are shifted; leave mu out")
     return schedule.time_of_ratio(sigmas)
@@ -128,8 +144,9 @@ def _discrete(
     schedule: NoiseSchedule, steps: int, end: float, *, flavour: Flavour, levels: Levels | None,
     config: Mapping[str, Any],
 ) -> Times:
-    # An end that has noise is itself the last point of the ramp.
-    dropped = flavour.dropped if end < schedule.t_min else 1
+    # An end that has noise is itself the last point of the ramp, unless an offset lifts all others above it.
+    lifted = config["timestep_spacing"] == "leading" and config["steps_offset"] > 0
+    dropped = flavour.dropped if end < schedule.t_min or lifted else 1
     if config["timestep_spacing"] == "leading":
         times = grids.leading(schedule, steps, end, offset=0, dropped=dropped)
         # The offset of Stable Diffusion's configs would leave the schedule where all its timesteps are asked for.
@@ -159,16 +176,21 @@ def _flow(
     if config["conventions"] in FLOW_CLASSES:
         # These classes take the span of their ramp from the shifted training levels, and shift it once more.
         span = np.array([1.0, 1.0 / total])
-        high, low = span if config["use_dynamic_shifting"] else _shifted(span, config["shift"])
+        high, low = span if config["use_dynamic_shifting"] else shifted_levels(span, config["shift"])
         sigmas = np.linspace(high, low, steps)
     elif config["conventions"] == "UniPCMultistepScheduler":
         sigmas = np.linspace(1.0, 1.0 / total, steps + 1)[:steps]
     else:
         sigmas = np.linspace(1.0 - 1.0 / total, 0.0, steps + 1)[:steps]
-    sigmas = shifted(sigmas)
+    sigmas = _finite(config, shifted(sigmas))
     if levels is not None:
         sigmas = levels(sigmas[0], sigmas[-1], steps)
     return _to_end(np.minimum(sigmas * total, schedule.t_max), end)
+
+
+def _finite(config: Mapping[str, Any], sigmas: Times) -> Times:
+    """Start just below pure noise where the class does so, whose second step then has a second order."""
+    return np.minimum(sigmas, 1.0 - 1e-6) if config["conventions"] == "UniPCMultistepScheduler" else sigmas
 
 
 def _to_end(times: Times, end: float) -> Times:
@@ -188,11 +210,8 @@ def _exponential(high: float, low: float, count: int) -> Times:
     return np.exp(np.linspace(math.log(high), math.log(low), count))
 
 
-def _beta(high: float, low: float, count: int, *, a: float = 0.6, b: float = 0.6) -> Times:
-    """Quantiles of a beta distribution (Lee et al. 2024, arXiv:2407.12173)."""
-    from scipy.stats import beta  # here, so that nothing else needs scipy's slow import
-
-    return low + beta.ppf(np.linspace(1.0, 0.0, count), a, b) * (high - low)
+def _beta(high: float, low: float, count: int) -> Times:
+    return low + beta_quantiles(count) * (high - low)
 
 
 def _chosen_levels(config: Mapping[str, Any]) -> Levels | None:
@@ -217,14 +236,9 @@ def _shift(config: Mapping[str, Any], mu: float | None) -> Callable[[Times], Tim
     terminal = config["shift_terminal"]
 
     def shift(sigmas: Times) -> Times:
-        sigmas = _shifted(sigmas, factor)
+        sigmas = shifted_levels(sigmas, factor)
         if terminal and len(sigmas) > 1:
             sigmas = 1.0 - (1.0 - sigmas) * (1.0 - terminal) / (1.0 - sigmas[-1])
         return sigmas
 
     return shift
-
-
-def _shifted(sigmas: Times, factor: float) -> Times:
-    """Shift noise levels towards noise (Esser et al. 2024, arXiv:2403.03206, equation 23)."""
-    return factor * sigmas / (1.0 + (factor - 1.0) * sigmas)

@@ -60,8 +60,8 @@ def published_singlestep(
         variable: "data" (DPM-Solver++) or "noise" (DPM-Solver).
         order: 1, 2 or 3.
         weights: "midpoint" or "heun".
-        lower_order_final: whether steps of lower order spend what a whole number of steps leaves over; without it
-            the number of evaluations must be a multiple of the order, and the end must have noise.
+        lower_order_final: whether the last steps have a lower order in any case. Without it they have one, as in
+            diffusers, only where the number of evaluations is no multiple of the order, or the end is clean.
 
     Raises:
         ValueError: an argument out of its range.
@@ -85,13 +85,12 @@ _MAKERS: dict[str, tuple[Callable[..., Solver], str, int]] = {
 }
 
 
-def solver_with_weights(name: str, weights: str | None, *, lower_order_final: bool = True) -> Solver:
+def solver_with_weights(name: str, weights: str | None) -> Solver:
     """Look a fixed-grid solver up by name, with the weights that are asked for.
 
     Args:
         name: a name out of :data:`samplers.registry.SOLVERS`.
         weights: None for the solver as it is, "exact" for exact quadrature in its place, or one of ``WEIGHTS``.
-        lower_order_final: passed on to a published solver.
 
     Raises:
         ValueError: an unknown name or weights, an adaptive solver, or a solver that has no such weights.
@@ -114,7 +113,7 @@ def solver_with_weights(name: str, weights: str | None, *, lower_order_final: bo
         raise ValueError(f"weights={weights!r} are not published for solver={name!r}: choose 'exact', or one of "
                          f"{', '.join(_MAKERS)}")
     make, variable, order = _MAKERS[name]
-    return make(variable, order, weights, lower_order_final=lower_order_final)
+    return make(variable, order, weights)
 
 
 def singlestep_orders_on_grid(nfe: int, order: int, *, lower_order_final: bool, zero_end: bool) -> list[int]:
@@ -165,8 +164,9 @@ def _singlestep_on_grid(
     times = path.times(nfe)
     chosen = path.variable(variable)
     nodes = [chosen.at_time(t) for t in times]
-    orders = singlestep_orders_on_grid(
-        nfe, order, lower_order_final=lower_order_final, zero_end=math.isinf(nodes[-1].clock))
+    zero_end = math.isinf(nodes[-1].clock)
+    lower = lower_order_final or zero_end or nfe % order != 0
+    orders = singlestep_orders_on_grid(nfe, order, lower_order_final=lower, zero_end=zero_end)
     ends = [sum(orders[: i + 1]) for i in range(len(orders))]
     steps = [nodes[end - k: end + 1] for k, end in zip(orders, ends, strict=True)]
     return exponential_singlestep(chosen, steps, rule=RULES[_singlestep_rule(weights)]), times

@@ -17,7 +17,6 @@ from diffusers import (
     DDPMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
@@ -195,11 +194,6 @@ def test_arguments_override_the_config_under_our_names_and_the_sources() -> None
     assert ours.config.solver == "dpm-solver-3"
     assert ours.config.use_karras_sigmas
     assert ours.config.solver_order == 3  # kept for the way back
-
-
-def test_nothing_is_taken_over_that_the_source_says_of_its_solver() -> None:
-    ours = FewStepScheduler.from_config(DPMSolverSinglestepScheduler(lower_order_final=False).config)
-    assert ours.config.lower_order_final
 
 
 @pytest.mark.parametrize("source", (DDPMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler))

@@ -1,0 +1,216 @@
+"""What the config of a scheduler comes to: its schedule, its solver, and the plans and runs that follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odecore.plan import Plan, Row, combine
+from samplers.compile import compile_plan
+from samplers.diffusers_clock import Clock
+from samplers.diffusers_run import Run
+from samplers.diffusers_solver import solver_of, takes_eta
+from samplers.diffusers_spacing import EDM_CLASSES, is_flow, spacing, times_of_sigmas
+from samplers.grids import Times
+from samplers.guidance import threshold
+from samplers.registry import grid_named
+from samplers.restart import restart
+from samplers.solver import Solver
+from scoremodels.diffusers_config import schedule_from_diffusers
+from scoremodels.schedule import NoiseSchedule
+
+_OWN_STAGES = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s", "edm-heun", "dpmpp-sde", "res-3s", "rho-midpoint",
+               "rho-kutta3", "rho-rk4", "flow-heun", "pndm", "plms")
+"""Solvers that, unless with published weights, place stages between the times of their grid."""
+
+_DIRECTION_UNCLIPPED = ("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
+"""Classes that clip the predicted sample and take the direction to the noise from the unclipped one."""
+
+Limit = Callable[[Tensor], Tensor]
+
+
+class Wish(NamedTuple):
+    """What a pipeline asks of the next run.
+
+    Attributes:
+        nfe: network evaluations; None if times or levels are given.
+        timesteps: what the network is to be told, or None.
+        sigmas: noise levels, or None.
+        mu: shift of a flow.
+        original_steps: steps that a consistency model was distilled from; None for its config's.
+        strength: share of these to start from.
+    """
+
+    nfe: int | None
+    timesteps: Times | None = None
+    sigmas: Times | None = None
+    mu: float | None = None
+    original_steps: int | None = None
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A scheduler's config, understood.
+
+    Args:
+        config: keys of :class:`samplers.diffusers.FewStepScheduler`.
+        schedule: noise schedule of the model.
+        network: what the network predicts.
+        prediction: what the plan reads in its place: the sample, if that is clipped.
+        solver: what the config asks for.
+        clock: how a pipeline counts the schedule's times.
+        limit: what clips the predicted sample, or None.
+    """
+
+    config: Mapping[str, Any]
+    schedule: NoiseSchedule
+    network: str
+    prediction: str
+    solver: Solver
+    clock: Clock
+    limit: Limit | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Recipe:
+        """Understand a config.
+
+        Raises:
+            ValueError: an argument is unknown or does not fit the others.
+        """
+        _check(config)
+        schedule, network = schedule_from_diffusers({**config, "_class_name": config["conventions"]})
+        limit = _limit(config)
+        if config["grid"] is not None:
+            grid_named(config["grid"])
+        elif not config["use_dynamic_shifting"]:
+            spacing(config)
+        clock = Clock(schedule, config["conventions"] in EDM_CLASSES, is_flow(config))
+        return cls(config, schedule, network, network if limit is None else "sample", solver_of(config), clock, limit)
+
+    def plan(self, wish: Wish) -> Plan:
+        """Compile the plan of a run.
+
+        Raises:
+            ValueError: no count, contradicting ones, or times that the solver cannot use.
+        """
+        if wish.timesteps is not None and wish.sigmas is not None:
+            raise ValueError("timesteps and sigmas are both given: pass one of them")
+        custom = None
+        if wish.timesteps is not None:
+            custom = self.clock.times(wish.timesteps)
+        elif wish.sigmas is not None:
+            custom = times_of_sigmas(self.config, self.schedule, wish.sigmas, wish.mu)
+        elif wish.nfe is None:
+            raise ValueError("num_inference_steps=None: say how many network evaluations to spend")
+        plan = self._compiled(wish, custom)
+        if wish.nfe not in (None, plan.nfe):
+            raise ValueError(f"num_inference_steps={wish.nfe}, but {plan.nfe} times are given: leave it out")
+        if self.limit is not None:
+            self._to_sample(plan.rows)  # now, and not in the first step, to say that it cannot be
+        return plan
+
+    def run(self, plan: Plan, begin: int, *, eta: float | None = None, clipped_direction: bool = False) -> Run:
+        """Start a plan at one of its rows.
+
+        Args:
+            plan: made by this recipe.
+            begin: index of the row.
+            eta: amount of fresh noise, for solvers that take it; None for the solver's own.
+            clipped_direction: whether DDIM's direction to the noise is that of the clipped sample.
+        """
+        solver = self.solver
+        if eta is not None and takes_eta(self.config):
+            solver = solver_of(self.config, eta=eta)
+            plan = compile_plan(solver, self.schedule, nfe=plan.nfe, grid=plan.about["times"],  # type: ignore[arg-type]
+                                prediction=self.prediction)
+        rows = plan.rows
+        if begin > 0:
+            rows = (*rows[:begin], *restart(plan, begin, solver, self.schedule, self.prediction))
+        return Run(rows, begin, plan.depth, self._denoise(solver, rows, clipped_direction), self._spread(solver, rows))
+
+    def _denoise(
+        self, solver: Solver, rows: Sequence[Row], clipped_direction: bool
+    ) -> Callable[[int, Tensor, Tensor], Tensor] | None:
+        if self.limit is None:
+            return None
+        weights = self._to_sample(rows)
+        shares = [1.0] * len(rows)
+        unclipped = self.config["conventions"] in _DIRECTION_UNCLIPPED and solver.name.startswith("ddim")
+        if unclipped and not clipped_direction:
+            shares = [float(self.schedule.alpha(float(row.t_next))) / float(row.anchor[2]) for row in rows]
+        return partial(_limited, weights=weights, shares=shares, limit=self.limit)
+
+    def _to_sample(self, rows: Sequence[Row]) -> list[tuple[float, float]]:
+        return [self.schedule.conversion(self.network, "sample", float(row.t)) for row in rows]
+
+    def _spread(self, solver: Solver, rows: Sequence[Row]) -> Callable[[int, Tensor], Tensor] | None:
+        kind = self.config["variance_type"]
+        if kind not in ("learned", "learned_range") or solver.name != "ddpm":
+            return None
+        least = [float(row.noise) for row in rows]
+        if kind == "learned":
+            return lambda index, variance: variance.sqrt() / least[index]
+        largest = [_forward_noise(self.schedule, row) for row in rows]
+        return lambda index, fraction: torch.exp(math.log(largest[index] / least[index]) * (fraction + 1.0) / 2.0)
+
+    def _compiled(self, wish: Wish, custom: Times | None) -> Plan:
+        config = self.config
+        end = "clean" if config["final_sigmas_type"] == "zero" else "minimum"
+        if custom is None:
+            assert wish.nfe is not None
+            grid = config["grid"] if config["grid"] is not None else spacing(
+                config, wish.mu, original=wish.original_steps, strength=wish.strength)
+            return compile_plan(
+                self.solver, self.schedule, nfe=wish.nfe, grid=grid, prediction=self.prediction, end=end)
+        if self.solver.name in _OWN_STAGES:
+            raise ValueError(f"solver={self.solver.name!r} with weights={config['weights']!r} places its own stages "
+                             "between times, so it takes no custom timesteps or sigmas: choose weights='midpoint', or "
+                             "a multistep solver")
+        if custom.ndim != 1 or len(custom) == 0:
+            raise ValueError(f"the times given have shape {custom.shape}: give at least one, in one dimension")
+        last = self.schedule.t_clean if end == "clean" else self.schedule.t_min
+        times = custom if custom[-1] <= last else np.append(custom, last)
+        return compile_plan(self.solver, self.schedule, nfe=len(times) - 1, grid=times, prediction=self.prediction)
+
+
+def _forward_noise(schedule: NoiseSchedule, row: Row) -> float:
+    """Standard deviation of the noise that the forward process adds between the times of a row."""
+    t, s = float(row.t), float(row.t_next)
+    kept = float(schedule.alpha(t)) / float(schedule.alpha(s)) * float(schedule.sigma(s))
+    return math.sqrt(float(schedule.sigma(t)) ** 2 - kept**2)
+
+
+def _limited(
+    index: int, point: Tensor, raw: Tensor, *, weights: list[tuple[float, float]], shares: list[float], limit: Limit
+) -> Tensor:
+    """The clipped sample; and beyond it, as far as the plan's weight of the sample exceeds α, as DDIM has it."""
+    free = combine(weights[index], (point, raw.to(point.dtype)))
+    share = shares[index]
+    return limit(free) if share == 1.0 else torch.lerp(free, limit(free), share)
+
+
+def _limit(config: Mapping[str, Any]) -> Limit | None:
+    if config["thresholding"]:
+        return partial(threshold, quantile=config["dynamic_thresholding_ratio"], maximum=config["sample_max_value"])
+    if config["clip_sample"]:
+        return partial(torch.clamp, min=-config["clip_sample_range"], max=config["clip_sample_range"])
+    return None
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    if config["final_sigmas_type"] not in ("zero", "sigma_min"):
+        raise ValueError(f"final_sigmas_type={config['final_sigmas_type']!r}: choose 'zero' or 'sigma_min'")
+    ratio, largest = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+    if not 0.0 < ratio <= 1.0 or not largest >= 1.0:
+        raise ValueError(f"dynamic_thresholding_ratio={ratio}, sample_max_value={largest}: the first lies above 0 and "
+                         "is at most 1, the second is at least 1")
+    if not config["clip_sample_range"] > 0.0:
+        raise ValueError(f"clip_sample_range={config['clip_sample_range']}: give a positive number")
