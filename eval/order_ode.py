@@ -103,7 +103,8 @@ def constants(module: ModuleType, kind: type) -> dict[str, Any]:
 def methods() -> Iterator[Method]:
     """Every method of odecore for ordinary equations."""
     for name, tableau in (constants(tableaus, Tableau) | constants(pairs, Tableau)).items():
-        yield Method("explicit", name, pairs.without_error(tableau), ODE, 0)
+        between = tableau.order if tableau.order <= 4 else 0  # bootstrapped; above, two terms of the error compete
+        yield Method("explicit", name, pairs.without_error(tableau), ODE, between)
     for name, pair in (constants(embedded, EmbeddedPair) | constants(pairs, EmbeddedPair)).items():
         yield Method("embedded pair", name, pair, ODE, _between(pair.order, pair.interpolant))
     for order in range(1, adams.HIGHEST_ORDER + 1):
@@ -113,8 +114,7 @@ def methods() -> Iterator[Method]:
     for order in range(1, 7):
         yield Method("Taylor", f"Taylor {order}", Taylor(order), ODE, order)
     for name, method in constants(implicit_runge_kutta, ImplicitRungeKutta).items():
-        between = min(method.order, 4) if method.first_same_as_last else method.order
-        yield Method("implicit", name, replace(method, solver=_SOLVER), ODE, between)
+        yield Method("implicit", name, replace(method, solver=_SOLVER), ODE, method.order)
     for family, form in (("IMEX", Split), ("IMEX, linear", Semilinear)):
         for name, tableau in constants(imex_tableaus, AdditiveTableau).items():
             method = AdditiveRungeKutta(tableau, _SOLVER)
@@ -132,7 +132,7 @@ def methods() -> Iterator[Method]:
     for name, method in constants(symplectic, Symplectic).items():
         yield Method("symplectic", name, method, Separable, method.order)
     for name, pair in (("HEUN_EULER", embedded.HEUN_EULER), ("DORMAND_PRINCE", embedded.DORMAND_PRINCE)):
-        yield Method("half steps", name, HalfSteps(pair), ODE, 0)
+        yield Method("half steps", name, HalfSteps(pair), ODE, pair.order)
 
 
 def _between(order: int, interpolant: Interpolant | None) -> int:
@@ -142,7 +142,11 @@ def _between(order: int, interpolant: Interpolant | None) -> int:
 
 def ladder(method: Method, rungs: int = 10) -> list[int]:
     """Even numbers of steps for a method, about evenly spaced on a logarithmic scale."""
-    least, most = (MULTISTEP_RANGES if "Adams" in method.family else RANGES)[method.stepper.order]
+    return rungs_between(*(MULTISTEP_RANGES if "Adams" in method.family else RANGES)[method.stepper.order], rungs)
+
+
+def rungs_between(least: int, most: int, rungs: int) -> list[int]:
+    """Even numbers, about evenly spaced on a logarithmic scale."""
     return sorted({2 * round(n / 2) for n in np.geomspace(least, most, rungs)})
 
 
@@ -160,7 +164,7 @@ def measure(method: Method, case: ClosedForm) -> Orders | None:
     numbers = ladder(method)
     errors = _errors(method, problem, case, numbers)
     floor = LEFT_OVER if method.family in ("implicit", "IMEX") else ROUNDING
-    return Orders(case.name, *(_order(numbers, error, floor) for error in errors))
+    return Orders(case.name, *(fitted(numbers, error, floor) for error in errors))
 
 
 @torch.no_grad()
@@ -195,7 +199,7 @@ def _errors(method: Method, problem: Problem, case: ClosedForm, numbers: Sequenc
     return largest(y - end), largest(estimate), largest(within)
 
 
-def _order(numbers: Sequence[int], errors: Sequence[float], floor: float) -> float:
+def fitted(numbers: Sequence[int], errors: Sequence[float], floor: float) -> float:
     """Slope of the last errors above the floor; nan if these are too few."""
     points = [(n, e) for n, e in zip(numbers, errors, strict=True) if floor < e < math.inf][-POINTS:]
     return slope(*zip(*points, strict=True)) if len(points) >= 4 else math.nan
@@ -227,9 +231,10 @@ def judge(declared: int, measured: Sequence[float]) -> Verdict:
 
 
 class Line(NamedTuple):
-    """All that was measured of a method."""
+    """All that was measured of a method; what was not is None."""
 
-    method: Method
+    family: str
+    name: str
     problems: tuple[str, ...]
     end: Verdict
     estimate: Verdict | None
@@ -240,7 +245,8 @@ def sweep(method: Method) -> Line:
     """Measure a method on all problems."""
     found = [orders for case in (*GENERAL, *MECHANICAL) if (orders := measure(method, case)) is not None]
     k = method.stepper.error_order
-    return Line(method, tuple(o.problem for o in found), judge(method.stepper.order, [o.end for o in found]),
+    return Line(method.family, method.name, tuple(o.problem for o in found),
+                judge(method.stepper.order, [o.end for o in found]),
                 judge(k, [o.estimate for o in found]) if k else None,
                 judge(method.between, [o.between for o in found]) if method.between else None)
 
@@ -254,11 +260,11 @@ def table(lines: Iterable[Line]) -> Table:
                         f"{HIGH_TOLERANCE} from order 7 on")
     family = ""
     for line in lines:
-        if line.method.family != family and family:
+        if line.family != family and family:
             out.add_section()
-        out.add_row("" if line.method.family == family else line.method.family, line.method.name,
+        out.add_row("" if line.family == family else line.family, line.name,
                     *map(_cell, (line.end, line.estimate, line.between)))
-        family = line.method.family
+        family = line.family
     return out
 
 

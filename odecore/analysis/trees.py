@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,18 +103,44 @@ def additive_order_defect(a: Sequence[Rows], b: Sequence[Sequence[float]], order
     Source: Araújo, Murua & Sanz-Serna 1997, doi:10.1137/S0036142995292128; Kennedy & Carpenter 2003,
         doi:10.1016/S0168-9274(02)00138-1, section 2.1.
     """
-    matrices = [square(rows) for rows in a]
     weights = [np.asarray(part, dtype=np.float64) for part in b]
+    return max(abs(math.fsum(weights[condition.colour] * condition.weights) - condition.value)
+               for condition in conditions(a, order))
+
+
+class Condition(NamedTuple):
+    """What a tree asks of the weights b: ``Σ_i b_i weights_i = value``.
+
+    Attributes:
+        colour: part whose weights b are meant.
+        weights: product of ``A u`` over the subtrees at the root, one entry a stage.
+        value: 1/γ(τ).
+    """
+
+    colour: int
+    weights: NDArray[np.float64]
+    value: float
+
+
+def conditions(a: Sequence[Rows], nodes: int) -> Iterator[Condition]:
+    """Give the conditions of all trees with so many nodes, coloured by the parts of an additive method.
+
+    Args:
+        a: rows of the tableau of each part.
+        nodes: number of nodes.
+    """
+    matrices = [square(rows) for rows in a]
 
     @cache
     def inner(tree: ColouredTree) -> tuple[float, ...]:
-        factors = np.ones(len(weights[0]))
+        factors = np.ones(len(matrices[0]))
         for branch in tree[1]:
             factors = factors * (matrices[branch[0]] @ np.asarray(inner(branch)))
         return tuple(factors)
 
-    return max(abs(math.fsum(weights[coloured[0]] * np.asarray(inner(coloured))) - 1 / density(tree))
-               for tree in rooted_trees(order) for coloured in colourings(tree, len(a)))
+    for tree in rooted_trees(nodes):
+        for coloured in colourings(tree, len(a)):
+            yield Condition(coloured[0], np.asarray(inner(coloured)), 1 / density(tree))
 
 
 def order_of(a: Rows, b: Sequence[float], tolerance: float = 1e-12, most: int = 9) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odecore.analysis.continuous import closing_row, continuous_weights, stiff_response
 from odecore.analysis.trees import square
 from odecore.implicit import additive_tableaus as tableaus
 from odecore.implicit.additive_tableaus import AdditiveTableau
@@ -47,7 +48,8 @@ class AdditiveRungeKutta:
     Cost: up to ``tableau.stages`` evaluations of f a step, one less where the result is the last stage;
         of g one for an explicit first stage, and what the solver takes. An evaluation of either part
         counts as one of the field. Semilinear problems need none of g, but a resolvent for each
-        implicit stage. Dense output: none where the tableau has an interpolant.
+        implicit stage. Dense output: none where the tableau has an interpolant; above order 4 one more
+        stage, else as :func:`~odecore.driver.dense.bootstrapped`.
 
     Source: Kennedy & Carpenter 2003, doi:10.1016/S0168-9274(02)00138-1; Ascher, Ruuth & Spiteri 1997,
         doi:10.1016/S0168-9274(97)00056-1.
@@ -96,9 +98,30 @@ class AdditiveRungeKutta:
         for stage in solved:
             if stage.converged is not None:
                 error = torch.where(stage.converged.reshape(-1, *[1] * (y.ndim - 1)), error, torch.inf)
-        dense = partial(_dense, y, h, scheme.interpolant, slopes) if scheme.interpolant else None
+        dense = None
+        if scheme.interpolant:
+            dense = partial(_dense, y, h, scheme.interpolant, slopes)
+        elif self.order > 4:
+            dense = partial(self._extended, mild, stiff, t0, t1, y, slopes, solved[-1])
         return Step(new, (), error, torch.maximum(size, new.abs()), nfe + sum(stage.nfe for stage in solved),
                     sum(stage.newton for stage in solved), sum(stage.krylov for stage in solved), dense)
+
+    def _extended(
+        self, mild: RightHandSide, stiff: _Stiff, t0: Tensor, t1: Tensor, y: Tensor, slopes: Sequence[Tensor | None],
+        last: _Stage,
+    ) -> Dense:
+        """The continuous extension, over the slopes of the stages and of one more at the end of the step.
+
+        The stage is implicit, since the stiff part at the result would multiply what an iteration left over.
+        """
+        h, t, stages, extension = column(t1 - t0, y), send(t1, y.device), self.tableau.stages, _extension(self.tableau)
+        known = _moved(y, h, extension.row, slopes)
+        found = stiff.stage(known, extension.diagonal * (t1 - t0), t, last.slope, last.inverse, y.abs())
+        slope = found.slope
+        if found.converged is not None:
+            slope = torch.where(found.converged.reshape(-1, *[1] * (y.ndim - 1)), slope, last.slope)
+        every = [*slopes[:stages], mild(found.y, t), *slopes[stages:], slope]
+        return Dense(_dense(y, h, extension.weights, every).coefficients, found.nfe + 1)
 
 
 class _Stage(NamedTuple):
@@ -223,6 +246,31 @@ def _scheme(tableau: AdditiveTableau) -> _Scheme:
     used = (np.vstack((rows, result, error, *interpolant)) != 0).any(0)
     return _Scheme(tuple(map(tuple, rows.tolist())), tuple(diagonal.tolist()), tuple(result.tolist()),
                    tuple(error.tolist()), interpolant, tuple(map(bool, used)))
+
+
+class _Extension(NamedTuple):
+    """A continuous extension by one more stage.
+
+    Attributes:
+        row: of what the stage knows, over f_1, …, f_s, g_1, …, g_s.
+        diagonal: its γ.
+        weights: of each power of θ, over f_1, …, f_{s+1}, g_1, …, g_{s+1}.
+    """
+
+    row: tuple[float, ...]
+    diagonal: float
+    weights: tuple[tuple[float, ...], ...]
+
+
+@cache
+def _extension(tableau: AdditiveTableau) -> _Extension:
+    """Of an order one below the method's. The stage's own may be one lower again, for its slope is multiplied by h."""
+    order, explicit, implicit = tableau.order - 1, tableau.explicit, tableau.implicit
+    diagonal = implicit.a[-1][-1]
+    row = closing_row((explicit.a, implicit.a), order - 1, diagonal)
+    longer = ((*explicit.a, explicit.b), (*implicit.a, (*row, diagonal)))
+    weights = continuous_weights(longer, (*explicit.b, 0.0), order, response=stiff_response(longer[1]))
+    return _Extension((*explicit.b, *row), diagonal, tuple(powers * 2 for powers in weights))
 
 
 def _moved(base: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Tensor | None]) -> Tensor:

@@ -29,7 +29,8 @@ class AdditiveTableau:
         implicit: (a, b), for g; diagonally implicit, with the stage times of the explicit one.
         order: order of convergence of the pair.
         source: where it comes from.
-        interpolant: dense output, with the same weights for the slopes of both parts and no extra stages; or None.
+        interpolant: dense output of order p - 1, with the same weights for the slopes of both parts and no extra
+            stages; or None.
 
     Raises:
         ValueError: parts with different stages or stage times, or one that is not diagonally implicit.
@@ -180,12 +181,4 @@ KENCARP5 = _pair(
     5, f"ARK5(4)8L[2]SA: {_KENNEDY_CARPENTER}",
     embedded=(-975461918565 / 9796059967033, 0.0, 0.0, 78070527104295 / 32432590147079,
               -548382580838 / 3424219808633, -33438840321285 / 15594753105479, 3629800801594 / 4656183773603,
-              4035322873751 / 18575991585200),
-    interpolant=Interpolant(
-        ((-17674230611817 / 10670229744614, 0.0, 0.0, 65168852399939 / 7868540260826, 15494834004392 / 5936557850923,
-          -99329723586156 / 26959484932159, -19024464361622 / 5461577185407, -6511271360970 / 6095937251113),
-         (43486358583215 / 12773830924787, 0.0, 0.0, -91478233927265 / 11067650958493, -79368583304911 / 10890268929626,
-          -12239297817655 / 9152339842473, 115839755401235 / 10719374521269, 5843115559534 / 2180450260947),
-         (-9257016797708 / 5021505065439, 0.0, 0.0, 26096422576131 / 11239449250142, 92396832856987 / 20362823103730,
-          30029262896817 / 10175596800299, -26136350496073 / 3983972220547, -5289405421727 / 3760307252460)), 3,
-        source=_KENNEDY_CARPENTER))
+              4035322873751 / 18575991585200))

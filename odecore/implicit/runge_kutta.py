@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from odecore.analysis.continuous import continuous_weights
 from odecore.analysis.trees import order_of
 from odecore.driver.dense import bootstrapped
 from odecore.implicit import tableaus
@@ -17,7 +18,10 @@ from odecore.implicit.root import flatten, unflatten
 from odecore.implicit.stages import Stages, StepSystem, damped_error, damping, solve_stages
 from odecore.implicit.tableaus import ImplicitTableau
 from odecore.plan import combine
-from odecore.stepper import Carry, Field, Step, send
+from odecore.stepper import Carry, Dense, Field, Step, send
+
+_CUBIC = 4
+"""Highest order of a method that the cubic Hermite polynomial of a step keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,8 @@ class ImplicitRungeKutta:
 
     Cost: for each stage what the solver takes, where an evaluation of a coupled system counts as one of
         the field for each of its stages. The filter of coupled methods takes one more Jacobian. Dense
-        output: none where both slopes at the ends are stages (cubic Hermite interpolation, whose error
-        is O(h^4)), else as :func:`~odecore.driver.dense.bootstrapped`.
+        output: none where both slopes at the ends are stages (cubic Hermite interpolation, and above order 4
+        :func:`~odecore.analysis.continuous.continuous_weights`), else as :func:`~odecore.driver.dense.bootstrapped`.
 
     Source: Hairer & Wanner 1996, Solving ordinary differential equations II, IV.6 and IV.8; Hosea &
         Shampine 1996, doi:10.1016/0168-9274(95)00115-8 (the filter of diagonally implicit methods).
@@ -78,8 +82,10 @@ class ImplicitRungeKutta:
         new = unflatten(system.start + system.length * combine(self.tableau.b, stages.slopes), y)
         error, krylov, nfe = self._error(system, stages)
         dense = None
-        if self.first_same_as_last:
-            dense = partial(bootstrapped, field, t0, t1, y, new, min(self.order, 4), unflatten(stages.slopes[0], y),
+        if self.first_same_as_last and self.order > _CUBIC:
+            dense = partial(_continuous, self.tableau, y, system, stages)
+        elif self.first_same_as_last:
+            dense = partial(bootstrapped, field, t0, t1, y, new, self.order, unflatten(stages.slopes[0], y),
                             unflatten(stages.slopes[-1], y))
         return Step(new, (stages.slopes[-1],), unflatten(error, y), torch.maximum(y.abs(), new.abs()),
                     stages.nfe + nfe, stages.newton, stages.krylov + krylov, dense)
@@ -94,6 +100,17 @@ class ImplicitRungeKutta:
         estimate = torch.where(stages.converged.unsqueeze(1), estimate, 0.0)
         filtered = damped_error(self.tableau, self.solver, system, stages, estimate)
         return torch.where(stages.converged.unsqueeze(1), filtered.x, torch.inf), filtered.krylov, filtered.nfe
+
+
+def _continuous(tableau: ImplicitTableau, y: Tensor, system: StepSystem, stages: Stages) -> Dense:
+    """The continuous extension of a step, over the slopes of its stages."""
+    moves = [unflatten(system.length * combine(row, stages.slopes), y) for row in _extension(tableau)]
+    return Dense(torch.stack([y, *moves], 1), 0)
+
+
+@cache
+def _extension(tableau: ImplicitTableau) -> tuple[tuple[float, ...], ...]:
+    return continuous_weights((tableau.a,), tableau.b, tableau.order - 1)
 
 
 def with_slope(tableau: ImplicitTableau, weight: float | None = None) -> ImplicitTableau:

@@ -242,6 +242,19 @@ def test_dense_output_costs_nothing_and_agrees_with_the_solution(name: str) -> N
     torch.testing.assert_close(with_states.ys, exact, rtol=0, atol=1e-2 if name == "BACKWARD_EULER" else 1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["KVAERNO4", "KVAERNO5", "RADAU5"])
+def test_dense_output_of_a_stiff_problem_is_as_good_as_its_steps(name: str) -> None:
+    def relaxing(y: Tensor, t: Tensor) -> Tensor:
+        return -1e7 * (y - torch.cos(t).unsqueeze(1)) - torch.sin(t).unsqueeze(1)
+
+    ts = torch.linspace(0, 2, 81, dtype=torch.float64)
+    found = solve(METHODS[name], relaxing, torch.ones(1, 1, dtype=torch.float64), 0.0, 2.0, rtol=1e-6, atol=1e-6, ts=ts,
+                  longest=0.1)
+    assert found.ys is not None and found.accepted[0] < 30
+    assert (found.ys[0, :, 0] - torch.cos(ts)).abs().max() < 2e-5
+
+
 def swinging(y: Tensor, t: Tensor, theta: Tensor) -> Tensor:
     return torch.tanh(y @ theta.mT) + torch.sin(t).unsqueeze(1) * y.flip(1)
 
