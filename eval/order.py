@@ -144,7 +144,8 @@ def solver_order(
 
     The two adaptive solvers are run with the steps of the grid. Of those that add noise the order is that of
     the drift: they are run without their noise on ``problem.reversed``, within whose interval that drift (τ = 1)
-    is that of all in the registry. What becomes of their variance is measured by :mod:`eval.order_weak`.
+    is that of all in the registry. Those that ``renoise`` have no such drift: theirs is the order of the variance
+    that normally distributed data get. What becomes of their variance is measured by :mod:`eval.order_weak`.
 
     Args:
         name: name out of ``SOLVERS``.
@@ -159,6 +160,9 @@ def solver_order(
         stepper = EmbeddedDPMSolver(problem.schedule, problem.model.prediction, solver.order)
         return convergence_order(lambda n: problem.error(_fixed_steps(stepper, problem, ramp, n)),
                                  [nfe // solver.order for nfe in budgets])
+    if solver.renoises:
+        end = float(problem.schedule.time_of_log_snr(problem.end))
+        return weak_order(solver, problem.schedule, problem.grid(ramp), end, budgets=budgets)
     if solver.stochastic:
         problem = problem.reversed
     end = float(problem.schedule.time_of_log_snr(problem.end))
