@@ -214,7 +214,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         *,
         eta: float | None = None,
         use_clipped_model_output: bool = False,
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
         """Run one row of the plan: from the network's output at the sample to the next evaluation point.
 
         Args:
@@ -229,7 +229,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 the first step of a run.
 
         Returns:
-            The next sample, of the shape and dtype of ``sample``.
+            The next sample, of the shape and dtype of ``sample``; in a tuple, and with the conventions of a consistency
+            model, followed by what this step predicts of the data.
 
         Raises:
             ValueError: no timesteps are set, or shapes do not fit.
@@ -249,7 +250,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         prev_sample = run.advance(model_output, sample, draw, variance)
         if run.finished:
             self._run = None
-        return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        if return_dict:
+            return SchedulerOutput(prev_sample=prev_sample)
+        return (prev_sample,) if run.datum is None else (prev_sample, run.datum)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noise clean samples: ``α(t) x0 + σ(t) ε``, one time for each sample or one for all."""

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odecore.plan import Plan, Row, combine
+from odecore.plan import Plan, Row, Weight, combine
 from samplers.compile import compile_plan
 from samplers.diffusers_clock import Clock
 from samplers.diffusers_run import Run
 from samplers.diffusers_solver import solver_of, takes_eta
-from samplers.diffusers_spacing import EDM_CLASSES, is_flow, spacing, times_of_sigmas
+from samplers.diffusers_spacing import CONSISTENCY_CLASSES, EDM_CLASSES, is_flow, spacing, times_of_sigmas
 from samplers.grids import Times
 from samplers.guidance import threshold
 from samplers.registry import grid_named
@@ -134,7 +134,8 @@ class Recipe:
         rows = plan.rows
         if begin > 0:
             rows = (*rows[:begin], *restart(plan, begin, solver, self.schedule, self.prediction))
-        return Run(rows, begin, plan.depth, self._denoise(solver, rows, clipped_direction), self._spread(solver, rows))
+        return Run(rows, begin, plan.depth, self._denoise(solver, rows, clipped_direction),
+                   self._spread(solver, rows), self._to_datum(solver, rows))
 
     def _denoise(
         self, solver: Solver, rows: Sequence[Row], clipped_direction: bool
@@ -147,6 +148,14 @@ class Recipe:
         if unclipped and not clipped_direction:
             shares = [float(self.schedule.alpha(float(row.t_next))) / float(row.anchor[2]) for row in rows]
         return partial(_limited, weights=weights, shares=shares, limit=self.limit)
+
+    def _to_datum(self, solver: Solver, rows: Sequence[Row]) -> list[tuple[Weight, Weight]] | None:
+        """Pipelines of consistency models look at what each step predicts of the data."""
+        if self.config["conventions"] not in CONSISTENCY_CLASSES:
+            return None
+        if solver.name == "lcm":
+            return [row.to_prediction for row in rows]
+        return [(0.0, 1.0)] * len(rows) if self.limit is not None else [*self._to_sample(rows)]
 
     def _to_sample(self, rows: Sequence[Row]) -> list[tuple[float, float]]:
         return [self.schedule.conversion(self.network, "sample", float(row.t)) for row in rows]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from odecore.plan import Registers, Row
+from odecore.plan import Registers, Row, Weight, combine
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -26,20 +26,30 @@ class Run:
         depth: number of earlier predictions that any row reads.
         denoise: ``(index, point, raw) -> x0``, where the rows expect the predicted sample in place of the raw output.
         spread: ``(index, variance) -> factor`` of the noise that a row adds, where the network predicts its variance.
+        to_datum: weights, for each row, of the point and of the raw output (or the predicted sample in its place) in
+            what the host wants to see as ``datum``; None if it wants nothing.
+
+    Attributes:
+        index: the row that is run next.
+        datum: what the last row predicted of the data, where the host wants to see it.
     """
 
-    __slots__ = ("index", "_rows", "_depth", "_denoise", "_spread", "_registers", "_returned", "_version")
+    __slots__ = ("index", "datum", "_rows", "_depth", "_denoise", "_spread", "_to_datum", "_registers", "_returned",
+                 "_version")
 
     def __init__(
         self, rows: tuple[Row, ...], begin: int, depth: int,
         denoise: Callable[[int, Tensor, Tensor], Tensor] | None = None,
         spread: Callable[[int, Tensor], Tensor] | None = None,
+        to_datum: Sequence[tuple[Weight, Weight]] | None = None,
     ) -> None:
         self.index = begin
         self._rows = rows
         self._depth = depth
         self._denoise = denoise
         self._spread = spread
+        self._to_datum = to_datum
+        self.datum: Tensor | None = None
         self._registers: Registers | None = None
         self._returned: Tensor | None = None
         self._version = -1
@@ -71,6 +81,9 @@ class Run:
         row = self._rows[self.index]
         if self._denoise is not None:
             raw = self._denoise(self.index, registers.point, raw)
+        if self._to_datum is not None:
+            point = registers.point
+            self.datum = combine(self._to_datum[self.index], (point, raw.to(point.dtype))).to(sample.dtype)
         noise = draw(registers.point.dtype) if row.noise != 0.0 else None
         if noise is not None and variance is not None and self._spread is not None:
             noise = noise * self._spread(self.index, variance)
