@@ -44,6 +44,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         weights: of a named solver: None for its own, "exact" for exact quadrature, or what DPM-Solver's other
             implementations use: "midpoint" or "heun", with singlestep stages on the points of the grid.
         grid: a name out of :data:`samplers.registry.GRIDS`; None for the spacing of the model's config.
+        plan: a plan to run as it is, calibrated or learned on this model, or its JSON, as which it is saved in the
+            config. A pipeline must ask for as many evaluations as it has; ``timesteps``, ``sigmas`` and ``mu`` that a
+            pipeline gives do not change it.
         final_sigmas_type: "zero" to end without noise, "sigma_min" to end at the least noise of training.
         conventions: the diffusers scheduler that the model's config was written for. It decides the family of
             schedule, the solver, the arithmetic of ``timestep_spacing``, and (EDM) what the network is given.
@@ -82,6 +85,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         solver_options: dict[str, Any] | None = None,
         weights: str | None = None,
         grid: str | None = None,
+        plan: Plan | str | None = None,
         final_sigmas_type: str = "zero",
         conventions: str = "DPMSolverMultistepScheduler",
         num_train_timesteps: int = 1000,
@@ -113,9 +117,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
     ) -> None:
+        if isinstance(plan, Plan):
+            self.register_to_config(plan=plan.to_json())
         self._recipe = Recipe.of(self.config)
         self.schedule, self._clock = self._recipe.schedule, self._recipe.clock
-        self.init_noise_sigma = float(self.schedule.prior_scale(self.schedule.t_max))
+        fixed = self._recipe.fixed
+        self.init_noise_sigma = float(self.schedule.prior_scale(self.schedule.t_max)) * (fixed.entry if fixed else 1.0)
         self.num_inference_steps: int | None = None
         self.plan: Plan | None = None
         every = np.linspace(self.schedule.t_max, self.schedule.t_min, num_train_timesteps)

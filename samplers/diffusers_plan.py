@@ -15,6 +15,7 @@ from torch import Tensor
 from odecore.plan import Plan, Row, Weight, combine
 from samplers.compile import compile_plan
 from samplers.diffusers_clock import Clock
+from samplers.diffusers_fixed import fixed_plan, rows_from
 from samplers.diffusers_run import Run
 from samplers.diffusers_solver import solver_of, takes_eta
 from samplers.diffusers_spacing import CONSISTENCY_CLASSES, EDM_CLASSES, is_flow, spacing, times_of_sigmas
@@ -25,10 +26,6 @@ from samplers.restart import restart
 from samplers.solver import Solver
 from scoremodels.diffusers_config import schedule_from_diffusers
 from scoremodels.schedule import NoiseSchedule
-
-_OWN_STAGES = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s", "edm-heun", "dpmpp-sde", "res-3s", "rho-midpoint",
-               "rho-kutta3", "rho-rk4", "flow-heun", "pndm", "plms")
-"""Solvers that, unless with published weights, place stages between the times of their grid."""
 
 _DIRECTION_UNCLIPPED = ("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
 """Classes that clip the predicted sample and take the direction to the noise from the unclipped one."""
@@ -66,6 +63,7 @@ class Recipe:
         network: what the network predicts.
         prediction: what the plan reads in its place: the sample, if that is clipped.
         solver: what the config asks for.
+        fixed: the plan that the config brings, in place of what the solver would compile.
         clock: how a pipeline counts the schedule's times.
         limit: what clips the predicted sample, or None.
     """
@@ -75,6 +73,7 @@ class Recipe:
     network: str
     prediction: str
     solver: Solver
+    fixed: Plan | None
     clock: Clock
     limit: Limit | None
 
@@ -93,7 +92,9 @@ class Recipe:
         elif not config["use_dynamic_shifting"]:
             spacing(config)
         clock = Clock(schedule, config["conventions"] in EDM_CLASSES, is_flow(config))
-        return cls(config, schedule, network, network if limit is None else "sample", solver_of(config), clock, limit)
+        prediction = network if limit is None else "sample"
+        fixed = fixed_plan(config, schedule, network, over_sample=limit is not None)
+        return cls(config, schedule, network, prediction, solver_of(config), fixed, clock, limit)
 
     def plan(self, wish: Wish) -> Plan:
         """Compile the plan of a run.
@@ -103,6 +104,8 @@ class Recipe:
         """
         if wish.timesteps is not None and wish.sigmas is not None:
             raise ValueError("timesteps and sigmas are both given: pass one of them")
+        if self.fixed is not None:
+            return self._as_brought(self.fixed, wish)
         custom = None
         if wish.timesteps is not None:
             custom = self.clock.times(wish.timesteps)
@@ -127,6 +130,9 @@ class Recipe:
             clipped_direction: whether DDIM's direction to the noise is that of the clipped sample.
         """
         solver = self.solver
+        if self.fixed is not None:
+            rows = rows_from(plan, begin)
+            return Run(rows, begin, plan.depth, self._denoise(None, rows, True))
         if eta is not None and takes_eta(self.config):
             solver = solver_of(self.config, eta=eta)
             plan = compile_plan(solver, self.schedule, nfe=plan.nfe, grid=plan.about["times"],  # type: ignore[arg-type]
@@ -138,14 +144,14 @@ class Recipe:
                    self._spread(solver, rows), self._to_datum(solver, rows))
 
     def _denoise(
-        self, solver: Solver, rows: Sequence[Row], clipped_direction: bool
+        self, solver: Solver | None, rows: Sequence[Row], clipped_direction: bool
     ) -> Callable[[int, Tensor, Tensor], Tensor] | None:
         if self.limit is None:
             return None
         weights = self._to_sample(rows)
         shares = [1.0] * len(rows)
-        unclipped = self.config["conventions"] in _DIRECTION_UNCLIPPED and solver.name.startswith("ddim")
-        if unclipped and not clipped_direction:
+        unclipped = self.config["conventions"] in _DIRECTION_UNCLIPPED and not clipped_direction
+        if unclipped and solver is not None and solver.name.startswith("ddim"):
             shares = [float(self.schedule.alpha(float(row.t_next))) / float(row.anchor[2]) for row in rows]
         return partial(_limited, weights=weights, shares=shares, limit=self.limit)
 
@@ -179,15 +185,29 @@ class Recipe:
                 config, wish.mu, original=wish.original_steps, strength=wish.strength)
             return compile_plan(
                 self.solver, self.schedule, nfe=wish.nfe, grid=grid, prediction=self.prediction, end=end)
-        if self.solver.name in _OWN_STAGES:
-            raise ValueError(f"solver={self.solver.name!r} with weights={config['weights']!r} places its own stages "
-                             "between times, so it takes no custom timesteps or sigmas: choose weights='midpoint', or "
-                             "a multistep solver")
         if custom.ndim != 1 or len(custom) == 0:
             raise ValueError(f"the times given have shape {custom.shape}: give at least one, in one dimension")
         last = self.schedule.t_clean if end == "clean" else self.schedule.t_min
         times = custom if custom[-1] <= last else np.append(custom, last)
+        self._check_stages(len(times) - 1)
         return compile_plan(self.solver, self.schedule, nfe=len(times) - 1, grid=times, prediction=self.prediction)
+
+
+    def _check_stages(self, nfe: int) -> None:
+        """Refuse a solver that places stages between the times of its grid."""
+        usual = compile_plan(self.solver, self.schedule, nfe=max(nfe, 3), grid="time", prediction=self.prediction)
+        if len(usual.about["times"]) <= usual.nfe:  # type: ignore[arg-type]
+            raise ValueError(f"solver={self.solver.name!r} with weights={self.config['weights']!r} places its own "
+                             "stages between times, so it takes no custom timesteps or sigmas: choose weights='midpoint', or "
+                             "a multistep solver")
+
+    def _as_brought(self, plan: Plan, wish: Wish) -> Plan:
+        """The plan as it is, whatever times a pipeline gives, if only they are as many."""
+        times = wish.timesteps if wish.timesteps is not None else wish.sigmas
+        if (asked := wish.nfe if times is None else len(times)) not in (None, plan.nfe):
+            raise ValueError(f"num_inference_steps={asked}, but the scheduler's plan spends {plan.nfe} network "
+                             f"evaluations: ask for {plan.nfe}, or make a plan for {asked}")
+        return plan
 
 
 def _forward_noise(schedule: NoiseSchedule, row: Row) -> float:

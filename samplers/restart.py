@@ -80,10 +80,10 @@ def _first_order(row: Row, schedule: NoiseSchedule) -> Row:
 
 def _next_start(rows: tuple[Row, ...], begin: int) -> int:
     """The first row from ``begin`` on at which a step starts that stands alone; their number if there is none."""
-    return next((b for b in range(begin, len(rows)) if _stands_alone(rows, b)), len(rows))
+    return next((b for b in range(begin, len(rows)) if stands_alone(rows, b)), len(rows))
 
 
-def _stands_alone(rows: tuple[Row, ...], begin: int) -> bool:
+def stands_alone(rows: tuple[Row, ...], begin: int) -> bool:
     """Whether a step starts at ``begin`` and no row from there on reads a prediction made before it."""
     if begin > 0 and rows[begin - 1].point != (1.0,):
         return False

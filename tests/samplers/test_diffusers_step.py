@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -147,6 +148,27 @@ def test_nothing_is_left_over_from_a_run_that_was_cut_short(solver: str) -> None
         scheduler.step(noise(5), t, noise(6), **arguments)
     scheduler.set_timesteps(8)
     assert torch.equal(run(scheduler, x, **arguments), expected)
+
+
+def held(solver: str, steps: int) -> tuple[FewStepScheduler, list[weakref.ref[Tensor]]]:
+    """A scheduler after some steps, and references to every tensor that went in and out."""
+    scheduler, x = ready(solver=solver, clip_sample=True), noise()
+    references = [weakref.ref(x)]
+    for t in scheduler.timesteps[:steps]:
+        raw = network(x, t)
+        x = scheduler.step(raw, t, x, variance_noise=noise(3)).prev_sample
+        references += [weakref.ref(raw), weakref.ref(x)]
+    return scheduler, references
+
+
+@pytest.mark.parametrize("solver", ("ddim", "ddpm", "dpm-solver++-3m", "unipc-3", "edm-heun", "pndm"))
+def test_no_tensor_is_held_after_a_run_nor_beyond_new_timesteps(solver: str) -> None:
+    scheduler, references = held(solver, 8)
+    assert not any(reference() is not None for reference in references)
+    scheduler, references = held(solver, 5)
+    assert any(reference() is not None for reference in references)
+    scheduler.set_timesteps(8)
+    assert not any(reference() is not None for reference in references)
 
 
 def test_a_finished_run_may_be_followed_by_another_without_setting_timesteps() -> None:
