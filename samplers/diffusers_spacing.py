@@ -16,16 +16,13 @@ import numpy as np
 
 from samplers import grids
 from samplers.consistency import skipping
+from samplers.flow_grids import shift_factor, shifted_levels
 from samplers.grids import Grid, Times
-from samplers.levels import beta_quantiles, shifted_levels
+from samplers.levels import HIGHEST_RATIO, beta_quantiles
 from scoremodels.schedule import NoiseSchedule
 
 Levels = Callable[[float, float, int], Times]
 """(highest, lowest, count) -> noise levels."""
-
-
-_HIGHEST_RATIO = 2.0**12
-"""Where levels start if the schedule's first time is pure noise, whose σ/α is infinite; diffusers' number too."""
 
 
 class Flavour(NamedTuple):
@@ -159,7 +156,7 @@ def _discrete(
         return times
     first, last = (times[0], times[-2]) if flavour.within else (schedule.t_max, schedule.t_min)
     high = schedule.ratio(float(first)) if config["sigma_max"] is None else config["sigma_max"]
-    high = min(high, _HIGHEST_RATIO)
+    high = min(high, HIGHEST_RATIO)
     low = schedule.ratio(float(last)) if config["sigma_min"] is None else config["sigma_min"]
     return _to_end(schedule.time_of_ratio(_spread(levels, high, low, steps, end >= schedule.t_min)), end)
 
@@ -228,7 +225,7 @@ def _shift(config: Mapping[str, Any], mu: float | None) -> Callable[[Times], Tim
     if config["use_dynamic_shifting"]:
         if mu is None:
             raise ValueError("mu=None: the config has use_dynamic_shifting=True, so pass mu to set_timesteps")
-        factor = math.exp(mu) if config["time_shift_type"] == "exponential" else float(mu)
+        factor = shift_factor(mu, config["time_shift_type"])
     else:
         if mu is not None:
             raise ValueError(f"mu={mu}: the config has use_dynamic_shifting=False; leave mu out or set it")

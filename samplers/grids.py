@@ -3,6 +3,7 @@
 A grid function maps ``(schedule, steps, end)`` to ``steps + 1`` decreasing float64 network times
 from the noisiest time to ``end``. Where ``end`` lies below ``schedule.t_min`` (the clean end, at
 which σ = 0), the first ``steps`` of them run down to ``t_min`` and the last step goes from there.
+Parameters are fixed by ``functools.partial``, as in ``partial(karras, rho=5.0)``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from scoremodels.schedule import DiscreteVP, NoiseSchedule
+from scoremodels.schedule import DiscreteVP, NoiseSchedule, RectifiedFlow
 
 Times = NDArray[np.float64]
 Grid = Callable[[NoiseSchedule, int, float], Times]
@@ -48,13 +49,36 @@ def time(schedule: NoiseSchedule, steps: int, end: float) -> Times:
     return _ramp(schedule, steps, end, np.asarray, np.asarray)
 
 
+def sgm_uniform(schedule: NoiseSchedule, steps: int, end: float) -> Times:
+    """Space the network's time evenly, and let the last step go on to a clean end without a stop at ``t_min``.
+
+    On a flow it is its training time, before the schedule's own shift, that is spaced evenly.
+
+    Source: Stability AI 2023, generative-models; ComfyUI's "sgm_uniform".
+    """
+    shift = schedule.shift if isinstance(schedule, RectifiedFlow) else 1.0
+    first, last = float(schedule.t_max), max(float(schedule.t_min), end)
+    # Times as fractions of the first are shifted by s, and by 1/s back again.
+    fractions = np.linspace(1.0, RectifiedFlow(shift=1.0 / shift).shifted(last / first), steps + 1)
+    times = first * RectifiedFlow(shift=shift).shifted(fractions)
+    return np.concatenate([[first], times[1:-1], [end]])
+
+
 def quadratic(schedule: NoiseSchedule, steps: int, end: float) -> Times:
     """Space the square root of the time evenly (DDIM, arXiv:2010.02502, appendix D.2)."""
     return _ramp(schedule, steps, end, lambda t: np.sqrt(np.maximum(t, 0.0)), np.square)
 
 
 def karras(schedule: NoiseSchedule, steps: int, end: float, *, rho: float = 7.0) -> Times:
-    """Space ``(σ/α)^(1/ρ)`` evenly, ρ = 7 (EDM, arXiv:2206.00364, equation 5)."""
+    """Space ``(σ/α)^(1/ρ)`` evenly, ρ = 7 (EDM, arXiv:2206.00364, equation 5).
+
+    ``partial(karras, rho=5.0)`` sets ρ; a smaller one makes the last steps longer.
+
+    Raises:
+        ValueError: ρ is not positive.
+    """
+    if not rho > 0.0:
+        raise ValueError(f"rho={rho!r}: give a positive exponent")
     return _ramp(schedule, steps, end, lambda t: schedule.ratio(t) ** (1 / rho),
                  lambda u: schedule.time_of_ratio(np.maximum(u, 0.0) ** rho))
 

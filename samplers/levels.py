@@ -1,22 +1,21 @@
-"""Time grids made of noise levels: published tables, quantiles, and shifts towards noise.
+"""Time grids made of noise levels: published tables, quantiles, and spacings in functions of σ/α.
 
 As in :mod:`samplers.grids` a grid maps ``(schedule, steps, end)`` to ``steps + 1`` decreasing times. Parameters
-are fixed with ``functools.partial``, as in ``partial(beta, a=0.5, b=0.7)``.
+are fixed by ``functools.partial``, as in ``partial(beta, a=0.5, b=0.7)``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
-from samplers.grids import Grid, Times
-from scoremodels.schedule import NoiseSchedule, RectifiedFlow
+from samplers.grids import Times
+from scoremodels.schedule import NoiseSchedule
 
-_HIGHEST = 2.0**12
-"""Where levels start if the schedule's first time is pure noise, whose σ/α is infinite."""
+HIGHEST_RATIO = 2.0**12
+"""Where levels start if the schedule's first time is pure noise, whose σ/α is infinite; diffusers' number too."""
 
 ALIGN_YOUR_STEPS: dict[str, tuple[float, ...]] = {
     "sd-1.5": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
@@ -27,7 +26,9 @@ ALIGN_YOUR_STEPS: dict[str, tuple[float, ...]] = {
 
 
 def polyexponential(schedule: NoiseSchedule, steps: int, end: float, *, rho: float = 1.0) -> Times:
-    """Let log(σ/α) fall as ``1 - u^ρ`` of its way, u from 1 to 0; ρ = 1 is the exponential grid.
+    """Let log(σ/α) lie ``u^ρ`` of its way from the end, u from 1 to 0; ρ = 1 is the exponential grid.
+
+    ``partial(polyexponential, rho=2.0)`` sets ρ; more than 1 makes the first steps long.
 
     Raises:
         ValueError: ρ is not positive.
@@ -47,13 +48,15 @@ def polyexponential(schedule: NoiseSchedule, steps: int, end: float, *, rho: flo
 def beta(schedule: NoiseSchedule, steps: int, end: float, *, a: float = 0.6, b: float = 0.6) -> Times:
     """Take quantiles of a Beta(a, b) distribution over the network's time: dense at both ends for a, b < 1.
 
+    ``partial(beta, a=0.5, b=0.7)`` sets a and b.
+
     Raises:
         ValueError: a or b is not positive.
 
     Source: Lee et al. 2024, arXiv:2407.12173, section 3.3.
     """
-    times = float(schedule.t_min) + beta_quantiles(_points(schedule, steps, end), a, b) * (
-        float(schedule.t_max) - float(schedule.t_min))
+    last = max(float(schedule.t_min), end)
+    times = last + beta_quantiles(_points(schedule, steps, end), a, b) * (float(schedule.t_max) - last)
     return _closed(schedule, times, end)
 
 
@@ -67,23 +70,34 @@ def beta_quantiles(count: int, a: float = 0.6, b: float = 0.6) -> Times:
     return quantiles
 
 
-def arctan(schedule: NoiseSchedule, steps: int, end: float) -> Times:
-    """Space the arc tangent of σ/α evenly: what is optimal for normally distributed data of unit variance.
+def arctan(schedule: NoiseSchedule, steps: int, end: float, *, std: float = 1.0) -> Times:
+    """Space ``arctan(σ/(α c))`` evenly, c = ``std``: even times of the cosine schedule, whose σ/α is a tangent.
 
-    Source: Sabour et al. 2024 (Align Your Steps), arXiv:2404.14507, theorem 3.1.
+    It is optimal, in the bound of Align Your Steps, for normally distributed data of standard deviation c.
+    ``partial(arctan, std=0.5)`` sets c, which is also the shift of a cosine schedule to another resolution.
+
+    Raises:
+        ValueError: c is not positive.
+
+    Source: Sabour et al. 2024 (Align Your Steps), arXiv:2404.14507, theorem 3.1; Nichol & Dhariwal 2021,
+        arXiv:2102.09672, and with a shift Hoogeboom et al. 2023, arXiv:2301.11093. ComfyUI's "kl_optimal".
     """
-    return _of_levels(schedule, steps, end, lambda high, low, count: np.tan(
-        np.linspace(math.atan(high), math.atan(low), count)))
+    if not std > 0.0:
+        raise ValueError(f"std={std!r}: give a positive standard deviation of the data")
+    return _of_levels(schedule, steps, end, lambda high, low, count: std * np.tan(
+        np.linspace(math.atan(high / std), math.atan(low / std), count)))
 
 
 def align_your_steps(schedule: NoiseSchedule, steps: int, end: float, *, model: str = "sd-1.5") -> Times:
     """Take the published noise levels of a model, log σ interpolated linearly for other numbers of steps.
 
+    The first and the last level give way to the schedule's first time and to the end, as where they are published.
+
     Args:
-        schedule: the model's schedule; levels beyond its ends are cut off there.
+        schedule: the model's schedule.
         steps: number of steps.
         end: last time.
-        model: a key of ``ALIGN_YOUR_STEPS``.
+        model: a key of ``ALIGN_YOUR_STEPS``; ``partial(align_your_steps, model="sdxl")`` sets it.
 
     Raises:
         ValueError: an unknown model, or a schedule that reaches a part of the levels only.
@@ -93,50 +107,16 @@ def align_your_steps(schedule: NoiseSchedule, steps: int, end: float, *, model: 
     if model not in ALIGN_YOUR_STEPS:
         raise ValueError(f"model={model!r}: choose one of {', '.join(ALIGN_YOUR_STEPS)}")
     table = np.log(ALIGN_YOUR_STEPS[model])
-    low, high = float(schedule.ratio(schedule.t_min)), min(float(schedule.ratio(schedule.t_max)), _HIGHEST)
-    if not low < math.exp(table[1]) < high or not math.exp(table[-2]) > low:
-        raise ValueError(f"grid='align-your-steps' of {model!r} has levels from {math.exp(table[0]):.4g} to "
-                         f"{math.exp(table[-1]):.4g}, and the schedule from {high:.4g} to {low:.4g}: choose another "
+    last = max(float(schedule.t_min), end)
+    low, high = float(schedule.ratio(last)), min(float(schedule.ratio(schedule.t_max)), HIGHEST_RATIO)
+    if not low < math.exp(table[-2]) or not math.exp(table[1]) < high:
+        raise ValueError(f"grid='align-your-steps' of {model!r} has levels from {math.exp(table[1]):.4g} to "
+                         f"{math.exp(table[-2]):.4g}, and the way leads from {high:.4g} to {low:.4g}: choose another "
                          "grid")
-    levels = np.exp(np.interp(np.linspace(0, len(table) - 1, _points(schedule, steps, end)),
-                              np.arange(len(table)), table))
-    return _closed(schedule, schedule.time_of_ratio(np.clip(levels, low, high)), end)
-
-
-def shifted(grid: Grid, factor: float) -> Grid:
-    """Shift a flow's grid towards noise: ``σ → s σ / (1 + (s - 1) σ)``, s = ``factor``.
-
-    The static shift of SD3 is s = 3; the dynamic one of Flux is ``s = e^μ``, μ growing with the number of tokens.
-
-    Args:
-        grid: any grid.
-        factor: s; more than 1 spends more steps on noise.
-
-    Raises:
-        ValueError: a factor that is not positive and finite; on use, a schedule that is no flow.
-
-    Source: Esser et al. 2024, arXiv:2403.03206, equation 23.
-    """
-    if not 0.0 < factor < math.inf:
-        raise ValueError(f"factor={factor!r}: give a positive shift; 1 changes nothing")
-    return partial(_shifted, grid=grid, factor=float(factor))
-
-
-def shifted_levels(sigmas: Times, factor: float) -> Times:
-    """``s σ / (1 + (s - 1) σ)``."""
-    return factor * sigmas / (1.0 + (factor - 1.0) * sigmas)
-
-
-def _shifted(schedule: NoiseSchedule, steps: int, end: float, *, grid: Grid, factor: float) -> Times:
-    if not isinstance(schedule, RectifiedFlow):
-        raise ValueError(f"a shift by {factor} is defined for the noise levels of a flow, and the schedule is "
-                         f"{type(schedule).__name__}: pass the grid without it")
-    sigmas = shifted_levels(np.asarray(schedule.sigma(grid(schedule, steps, end))), factor)
-    last = float(schedule.sigma(end))
-    # The end stays where it was asked for; the levels are stretched to reach it.
-    times = schedule.time_of_ratio((stretched := 1.0 - (1.0 - sigmas[1:-1]) * (1.0 - last) / (1.0 - sigmas[-1])) / (
-        1.0 - stretched))
-    return np.concatenate([[float(schedule.t_max)], times, [end]])
+    table[0], table[-1] = math.log(high), math.log(low)
+    levels = np.exp(np.interp(np.linspace(0, len(table) - 1, steps + 1), np.arange(len(table)), table))
+    times = schedule.time_of_ratio(levels)
+    return np.concatenate([[float(schedule.t_max)], times[1:-1], [end]])
 
 
 def _points(schedule: NoiseSchedule, steps: int, end: float) -> int:
@@ -156,6 +136,6 @@ def _closed(schedule: NoiseSchedule, times: Times, end: float) -> Times:
 
 def _of_levels(schedule: NoiseSchedule, steps: int, end: float, spread: Callable[[float, float, int], Times]) -> Times:
     last = float(schedule.t_min) if end < schedule.t_min else end
-    high, low = min(float(schedule.ratio(schedule.t_max)), _HIGHEST), float(schedule.ratio(last))
+    high, low = min(float(schedule.ratio(schedule.t_max)), HIGHEST_RATIO), float(schedule.ratio(last))
     levels = spread(high, low, _points(schedule, steps, end))
     return _closed(schedule, schedule.time_of_ratio(levels), end)

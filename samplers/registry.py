@@ -15,6 +15,7 @@ from samplers import (
     dpm_solver,
     edm,
     era,
+    flow_grids,
     grids,
     ipndm,
     levels,
@@ -69,8 +70,12 @@ GRIDS: Mapping[str, Grid] = {
     "exponential": grids.exponential, "leading": grids.leading, "linspace": grids.linspace,
     "trailing": grids.trailing, "polyexponential": levels.polyexponential, "beta": levels.beta,
     "arctan": levels.arctan, "align-your-steps": levels.align_your_steps, "skipping": consistency.skipping,
+    "sgm-uniform": grids.sgm_uniform, "linear-quadratic": flow_grids.linear_quadratic,
 }
 """Every time grid, by the name that users give."""
+
+GRID_ALIASES: Mapping[str, str] = {"cosine": "arctan", "kl-optimal": "arctan", "normal": "time"}
+"""Further names that the field has for some of them."""
 
 
 def solver_named(name: str) -> Solver | AdaptiveSolver:
@@ -89,12 +94,12 @@ def solver_named(name: str) -> Solver | AdaptiveSolver:
 
 
 def grid_named(name: str) -> Grid:
-    """Look a grid up.
+    """Look a grid up, by its name or by an alias.
 
     Raises:
         ValueError: there is none of that name.
     """
-    return _named("grid", name, GRIDS)
+    return _named("grid", GRID_ALIASES.get(name, name), GRIDS)
 
 
 def _named(kind: str, name: str, table: Mapping[str, T]) -> T:
