@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from odecore.driver.fetch import fetch_largest
+from odecore.driver.fetch import fetch_largest, refuse_mapped
 from odecore.problem import bind
 from odecore.stepper import Carry, Dense, Field, Step, Stepper, send
 
@@ -72,8 +72,9 @@ def times_of(name: str, value: float | Tensor, samples: int) -> Tensor:
     """Read one time, or one a sample, as a float64 vector on the host.
 
     Raises:
-        ValueError: another shape, or times that are not finite.
+        ValueError: another shape, times that are not finite, or mapped ones.
     """
+    refuse_mapped(name, value)
     times = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     if times.ndim > 1 or (times.ndim == 1 and len(times) != samples):
         raise ValueError(f"{name} has shape {tuple(times.shape)}: give one time, or {samples} of them")

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from odecore.driver.fetch import refuse_mapped
 from odecore.plan import combine
 from odecore.stepper import Dense, Field, column, send
 
@@ -108,8 +109,9 @@ class DenseSolution:
             States of shape (samples, …) for a number, else (samples, times, …).
 
         Raises:
-            ValueError: a shape that does not fit, or a time that the solution does not reach.
+            ValueError: a shape that does not fit, a time that the solution does not reach, or mapped times.
         """
+        refuse_mapped("times", times)
         given = torch.as_tensor(times, dtype=torch.float64).cpu()
         samples = len(self.t0)
         if given.ndim > 2 or (given.ndim == 2 and len(given) != samples):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from odecore.driver.dense import evaluate
+from odecore.driver.fetch import refuse_mapped
 from odecore.driver.record import Taken
 from odecore.driver.roots import bracketed_root
 from odecore.stepper import send
@@ -180,6 +181,8 @@ class EventWatch:
     def _signs(self, y: Tensor, t: Tensor, args: tuple[Tensor, ...]) -> Tensor:
         with torch.no_grad():
             values = [self._value(i, y, t, args) for i in range(len(self.events))]
+            for index, value in enumerate(values):
+                refuse_mapped(f"event[{index}]", value)
             return torch.nan_to_num(torch.sign(torch.stack(values, 1))).cpu()
 
     def _handle(
@@ -224,15 +227,25 @@ class EventWatch:
         value = self._value(index, piece.state(theta), piece.time(theta), piece.args)
         if not value.requires_grad:
             return theta
-        moving = theta.detach().requires_grad_()
         still = piece._replace(coefficients=piece.coefficients.detach())
-        along = self._value(index, still.state(moving), still.time(moving), piece.args).sum()
-        (slope,) = torch.autograd.grad(along, moving, allow_unused=True) if along.requires_grad else (None,)
-        if slope is None:
-            return theta
+
+        def along(moving: Tensor) -> Tensor:
+            return self._value(index, still.state(moving), still.time(moving), piece.args).sum()
+
+        slope = _derivative(along, theta.detach())
         # A tangent root has no derivative: its time is then taken for fixed.
         inverse = torch.where(slope == 0, torch.zeros_like(slope), 1 / slope)
         return theta - (value - value.detach()) * inverse
+
+
+def _derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The gradient of a sum, also in a function that is transformed by :mod:`torch.func`."""
+    if torch._C._are_functorch_transforms_active():
+        return torch.func.grad(function)(at).detach()
+    moving = at.requires_grad_()
+    value = function(moving)
+    (found,) = torch.autograd.grad(value, moving, allow_unused=True) if value.requires_grad else (None,)
+    return torch.zeros_like(at) if found is None else found
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:

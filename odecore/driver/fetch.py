@@ -27,6 +27,27 @@ def fetch_largest(values: Tensor) -> Tensor:
     return _Largest.apply(values.detach())
 
 
+def mapped(values: Any) -> bool:
+    """Whether :func:`torch.func.vmap` maps a tensor, at any level of transformations."""
+    functorch = torch._C._functorch
+    while isinstance(values, Tensor) and functorch.is_functorch_wrapped_tensor(values):
+        if functorch.is_batchedtensor(values):
+            return True
+        values = functorch.get_unwrapped(values)
+    return False
+
+
+def refuse_mapped(name: str, values: Any) -> None:
+    """Refuse mapped copies of what the host decides by.
+
+    Raises:
+        ValueError: a tensor that :func:`torch.func.vmap` maps.
+    """
+    if mapped(values):
+        raise ValueError(f"{name} differs between the copies that torch.func.vmap makes, and the host can go one way "
+                         "only: make the copies further samples, which take their own steps")
+
+
 _KINDS = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from odecore.driver.batch import HALF, bound, check_states, partial_step
 from odecore.driver.dense import bootstrapped
-from odecore.driver.fetch import fetch_largest
+from odecore.driver.fetch import fetch_largest, refuse_mapped
 from odecore.driver.pytree import Tree, on_trees
 from odecore.driver.record import Taken
 from odecore.driver.solution import Solution, Status, checked
@@ -59,10 +59,12 @@ class Grid:
             return y, (), 0
         return y, *self.stepper.start(bound(self.field, self.args, self.dtype), self.nodes[0], y)
 
-    def step(self, index: int, y: Tensor, carry: Carry) -> Step:
-        """Go from the time of an index to the next; samples whose interval is empty stay as they are."""
-        return partial_step(self.stepper, self.field, self.args, self.dtype, self.nodes[index], self.nodes[index + 1],
-                            y, carry)
+    def step(self, index: int, y: Tensor, carry: Carry, resting: Tensor | None = None) -> Step:
+        """Go from the time of an index to the next; samples whose interval is empty, or that rest, stay as they are."""
+        begin, end = self.nodes[index], self.nodes[index + 1]
+        if resting is not None:
+            end = torch.where(resting, begin, end)
+        return partial_step(self.stepper, self.field, self.args, self.dtype, begin, end, y, carry)
 
     def taken(self, index: int, y: Tensor, step: Step) -> Taken:
         """A step from y as a recorder sees it."""
@@ -94,7 +96,8 @@ def integrate(
             are an interval in which a sample rests. A tensor gets its gradient.
         args: tensors with one row a sample for the field.
         trajectory: keep the states at all times, ``Solution.ys`` of shape (samples, nodes, …).
-        partial: return what was reached where a sample fails, with its status, instead of raising.
+        partial: return what was reached where a sample fails, with its status, instead of raising. A failed
+            sample has the gradient of the state that it reached.
 
     Returns:
         States at the last times and statistics; ``accepted`` counts intervals that are not empty. A
@@ -106,7 +109,8 @@ def integrate(
             ``partial`` is False. It names the time at which the failed step started.
 
     Cost: one step for each interval that is not empty for all samples. The host waits for the device
-        twice, whatever the number of steps; memory of all states if ``trajectory``.
+        twice, whatever the number of steps, and once a step if ``partial`` and gradients follow; a step in
+        which a sample fails is then repeated for the others. Memory of all states if ``trajectory``.
     """
     grid = Grid.of(stepper, field, y0, times, args)
     nodes = grid.nodes.detach()
@@ -115,11 +119,18 @@ def integrate(
     # One for each sample, on the device; read once, at the end.
     failed = torch.full((len(y),), int(Status.FINISHED), device=y.device)
     reached = torch.zeros_like(failed)
-    states = [y]
+    states, resting = [y], None
     for index in range(len(nodes) - 1):
-        step = grid.step(index, y, carry)
+        step = grid.step(index, y, carry, resting)
         nfe, newton, krylov = nfe + step.nfe, newton + step.newton, krylov + step.krylov
         failed = torch.where(failed == Status.FINISHED, _cause(step), failed)
+        if partial and step.y.requires_grad:
+            lost = fetch_largest(failed != Status.FINISHED)
+            if not torch.equal(lost, torch.zeros_like(lost) if resting is None else resting):
+                # Autograd multiplies non-finite values with zero, which is not zero: repeat the step of the others.
+                resting = lost
+                step = grid.step(index, y, carry, resting)
+                nfe, newton, krylov = nfe + step.nfe, newton + step.newton, krylov + step.krylov
         alive = failed == Status.FINISHED
         reached = reached + alive
         y, carry = torch.where(column(alive, y), step.y, y), step.carry
@@ -137,8 +148,9 @@ def nodes_of(times: Times, samples: int) -> Tensor:
     """Read a grid as float64 times of shape (nodes, samples) on the host; a gradient passes.
 
     Raises:
-        ValueError: fewer than two times, another shape, or times that are not finite or turn back.
+        ValueError: fewer than two times, another shape, times that are not finite or turn back, or mapped ones.
     """
+    refuse_mapped("times", times)
     grid = times if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
     if grid.ndim not in (1, 2) or len(grid) < 2 or (grid.ndim == 2 and grid.shape[1] != samples):
         raise ValueError(f"times has shape {tuple(grid.shape)}: give two times or more, alone or in {samples} columns")

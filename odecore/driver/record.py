@@ -12,6 +12,7 @@ from torch import Tensor
 
 from odecore.driver.batch import rows_of
 from odecore.driver.dense import DenseSolution, evaluate, fraction
+from odecore.driver.fetch import refuse_mapped
 from odecore.stepper import Dense, column, send
 
 
@@ -84,10 +85,11 @@ class StatesAt:
         y0: its state at the start.
 
     Raises:
-        ValueError: times of another shape, outside of the interval, or not in the order of integration.
+        ValueError: times of another shape, outside of the interval, not in the order of integration, or mapped.
     """
 
     def __init__(self, ts: Tensor, t0: Tensor, t1: Tensor, y0: Tensor) -> None:
+        refuse_mapped("ts", ts)
         samples = len(t0)
         given = torch.as_tensor(ts, dtype=torch.float64).cpu()
         if given.ndim not in (1, 2) or given.shape[-1] == 0 or (given.ndim == 2 and len(given) != samples):

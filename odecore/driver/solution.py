@@ -85,7 +85,7 @@ def checked(solution: Solution, partial: bool, steps: int = 0) -> Solution:
         where = (solution.status == status).nonzero().squeeze(1).tolist()
         if where:
             parts.append(f"{len(where)} of {len(solution.status)} samples {text.format(steps=steps)}, the first being "
-                         f"sample {where[0]} at t={float(solution.t[where[0]]):.6g}")
+                         f"sample {where[0]} at t={float(solution.t[where[0]].detach()):.6g}")
     if parts and not partial:
         raise SolveError("; ".join(parts) + "; partial=True returns what was reached", solution)
     return solution

@@ -19,6 +19,7 @@ from odecore.driver.dense import bootstrapped
 from odecore.driver.events import Event, EventFunction, EventWatch, events_of
 from odecore.driver.fetch import array_of, fetch_largest
 from odecore.driver.first_step import automatic_first_step
+from odecore.driver.moving import followed, moving_end, moving_start, shift
 from odecore.driver.pytree import Tree, on_trees
 from odecore.driver.record import Pieces, Recorder, StatesAt, Taken, Watch
 from odecore.driver.solution import Solution, SolveError, Status, checked
@@ -72,16 +73,17 @@ def solve(
     repeated shorter, and the sample given up where no shorter step is left.
 
     Under :func:`torch.func.vmap` the mapped copies of a sample share its steps, which are short enough
-    for all of them, and it ends where one of them fails; copies that should step each for itself are
-    further samples.
+    for all of them, and it ends where one of them fails. Times must be the same for all copies, and
+    events are refused; copies that should step each for itself are further samples.
 
     Args:
         stepper: the method.
         field: ``field(y, t, *args) -> value`` of the shape of y.
         y0: initial states of shape (samples, …), floating-point or complex. Half precision is
             accumulated in float32; the field sees the dtype of y0.
-        t0: start, for all samples or one a sample.
-        t1: end likewise; t1 < t0 integrates backwards.
+        t0: start, for all samples or one a sample. A tensor gets its gradient, for a loss L with the
+            gradient λ of the initial state ``dL/dt0 = -λ · f(y0, t0)``; the steps are constants.
+        t1: end likewise, ``dL/dt1 = ∂L/∂y · f(y, t1) + ∂L/∂t``; t1 < t0 integrates backwards.
         rtol: relative tolerance of the local error, not negative.
         atol: absolute tolerance of the local error, not negative; not zero together with rtol.
         args: tensors with one row a sample (labels, say), which the field gets of the samples it sees.
@@ -117,6 +119,7 @@ def solve(
         The interpolant of a step costs what its method says (:func:`~odecore.driver.dense.bootstrapped` if it
         has none), once for each attempt in which a sample passes one of ``ts`` between its steps, or
         for each that is accepted if ``dense``; memory as :class:`~odecore.driver.dense.DenseSolution`.
+        One evaluation for each of t0 and t1 that has a gradient.
 
     Source: Hairer, Nørsett & Wanner 1993, Solving ordinary differential equations I, section II.4;
         per-sample steps as in torchode, Lienen & Günnemann 2022, arXiv:2210.12375.
@@ -128,7 +131,8 @@ def solve(
                          "let odecore.half_steps estimate its error")
     _check(first_step, max_steps, shortest, longest)
     begin, end = times_of("t0", t0, samples), times_of("t1", t1, samples)
-    result = y0.float() if y0.dtype in HALF else y0
+    complete = bound(field, args, y0.dtype)
+    result = moving_start(complete, y0.float() if y0.dtype in HALF else y0, t0)
     events = None if event is None else EventWatch(events_of(event), args, y0.dtype, begin, result)
     if events is not None and watch is not None:
         raise ValueError("event and watch are both given: let the watch call an odecore.driver.events.EventWatch")
@@ -144,6 +148,7 @@ def solve(
     now, goal, count, memory = t[rows], goal[rows], accepted[rows], controller.start(len(rows))
     forward, whole = np.sign(goal - now), np.abs(goal - now)
     active, nfe, newton, krylov = bound(field, tuple(left_args), y0.dtype), 0, 0, 0
+    asked = followed(t0) + followed(t1)
     carry: Carry = ()
     h = np.full_like(now, math.nan if first_step is None else first_step)
     if len(rows):
@@ -220,15 +225,18 @@ def solve(
     if len(rows):
         t[rows], accepted[rows], rejected[rows] = now, count, attempt - count
         result = _spread(result, rows, y)
-    times = torch.from_numpy(t)
-    pieces = None
+    times, outcome, pieces = torch.from_numpy(t), torch.from_numpy(status), None
     if recorder is not None and recorder.pieces is not None:
         pieces = recorder.pieces.result(begin, times, result, y0.dtype)
     for places, at in stops:  # with their gradients, which no step of other samples had to carry
         times = times.index_copy(0, places, at)
+    if followed(t1):
+        at_end = outcome == Status.FINISHED
+        result = moving_end(complete, result, t1, at_end)
+        times = times + torch.where(at_end, shift(torch.as_tensor(t1), samples), 0.0)
     return checked(Solution(
-        result.to(y0.dtype), times, torch.from_numpy(status), torch.from_numpy(accepted), torch.from_numpy(rejected),
-        nfe, newton, krylov,
+        result.to(y0.dtype), times, outcome, torch.from_numpy(accepted), torch.from_numpy(rejected), nfe + asked,
+        newton, krylov,
         None if recorder is None or recorder.states is None else recorder.states.result(y0.dtype),
         pieces, *((None, ()) if events is None else (events.stopped_by, events.crossings)),
     ), partial, max_steps)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from odecore.driver.control import Controller, Memory
 from odecore.driver.events import Event
+from odecore.driver.moving import moving_start
 from odecore.driver.solve import Norm, Solution, Status, solve
 from odecore.facade.fixed import inside
 from odecore.facade.system import PER_SAMPLE, System
-from odecore.stepper import Field, Stepper, column
+from odecore.stepper import Field, Stepper
 
 _DECADES = 300
 """Powers of ten, in units of the interval given, that an event is waited for."""
@@ -113,7 +114,7 @@ class Run:
         Returns:
             States of shape (times, samples, …).
         """
-        y, states, times = moving_start(self.system, y0, t[0]), [y0.unsqueeze(0)], t.detach()
+        y, states, times = moving_start(self.system.field, y0, t[0]), [y0.unsqueeze(0)], t.detach()
         for leg in self.legs(float(times[0]), float(times[-1])):
             due = t[leg.holds(times)]
             solution = self._solve(leg, y, leg.begin, leg.end, ts=due if len(due) else None)
@@ -138,7 +139,7 @@ class Run:
             ValueError: no event at any finite time.
         """
         begin, span = float(t[0].detach()), float((t[1] - t[0]).detach())
-        y, reached = moving_start(self.system, y0, t[0]), torch.full((len(y0),), begin, dtype=torch.float64)
+        y, reached = moving_start(self.system.field, y0, t[0]), torch.full((len(y0),), begin, dtype=torch.float64)
         running = torch.ones(len(y0), dtype=torch.bool)
         horizons = [begin, *(begin + span * 10.0**k for k in range(_DECADES))]
         for start, horizon in pairwise(horizons):
@@ -195,22 +196,6 @@ class Leg(NamedTuple):
         ends = (self.begin if self.after_jump else -away, self.end if self.before_jump else away)
         first, last = torch.tensor(ends, dtype=torch.float64).split(1)
         return inside(field, first, last, dtype)
-
-
-def moving_start(system: System, y0: Tensor, t0: Tensor) -> Tensor:
-    """Give an initial state the gradient of the time at which it is taken: ``∂y/∂t0 = -f(y0, t0)``."""
-    if not (t0.requires_grad and torch.is_grad_enabled()):
-        return y0
-    slope = system.field(y0, t0.detach().expand(len(y0)).to(y0.device)).detach()
-    return y0 - slope * column((t0 - t0.detach()).expand(len(y0)), y0)
-
-
-def moving_end(system: System, y: Tensor, t: Tensor) -> Tensor:
-    """Give a state the gradient of the time at which it is looked at: ``∂y/∂t = f(y, t)``."""
-    if not (t.requires_grad and torch.is_grad_enabled()):
-        return y
-    slope = system.field(y, t.detach().expand(len(y)).to(y.device)).detach()
-    return y + slope * column((t - t.detach()).expand(len(y)), y)
 
 
 def numbers(times: Tensor | None) -> list[float]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odecore.facade.adaptive import moving_end, moving_start
+from odecore.driver.moving import moving_end, moving_start
 from odecore.facade.fixed import FixedGrid, Inside
 from odecore.facade.odeint import Problem
 from odecore.gradients.checkpointed import integrate_checkpointed, solve_checkpointed
@@ -52,7 +52,7 @@ def discrete_states(
 def _adaptive(problem: Problem, budget: Budget) -> Tensor:
     run, t, times = problem.run(), problem.t, problem.t.detach()
     assert problem.method is not None
-    y, found = moving_start(problem.system, problem.y0, t[0]), [problem.y0]
+    y, found = moving_start(problem.system.field, problem.y0, t[0]), [problem.y0]
     for leg in run.legs(float(times[0]), float(times[-1])):
         due = times[leg.holds(times)]
         stops = torch.cat([due[due != leg.end], torch.tensor([leg.end], dtype=torch.float64)])
@@ -60,7 +60,8 @@ def _adaptive(problem: Problem, budget: Budget) -> Tensor:
                                     **budget._asdict(), **run.arguments()).unbind(1)
         found += states[:len(due)]
         y = states[-1]
-    return torch.stack([found[0], *(moving_end(problem.system, *pair) for pair in zip(found[1:], t[1:], strict=True))])
+    field = problem.system.field
+    return torch.stack([found[0], *(moving_end(field, *pair) for pair in zip(found[1:], t[1:], strict=True))])
 
 
 def _fixed(problem: Problem, grid: FixedGrid, budget: Budget) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -222,6 +222,18 @@ def affordable(states: int | None, memory: int | None, state_bytes: int, steps: 
     if states is not None:
         raise ValueError(f"states={states} and memory={memory} are both given: give one of them")
     return states_within(memory, state_bytes)
+
+
+def check_whole(options: Mapping[str, Any], remedy: str) -> None:
+    """Refuse what would end a solve before its end: only a whole solve is differentiated afterwards.
+
+    Raises:
+        ValueError: an event or a watch, whose times would be taken for constants, or ``partial``.
+    """
+    for name in ("event", "watch", "partial"):
+        if options.get(name):
+            raise ValueError(f"{name}={options[name]!r}: a solve that ends early would lose the gradient of its last "
+                             f"time; use {remedy}, whose event times have their gradients")
 
 
 def _check_sources(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from odecore.driver.solve import solve
+from odecore.gradients.adjoint import check_whole
 from odecore.stepper import Stepper, column
 
 
@@ -74,7 +75,7 @@ def backsolve(
         The states at all ``times``, the first being y0; differentiable once.
 
     Raises:
-        ValueError: wrong times, half precision, or as ``solve``.
+        ValueError: wrong times, half precision, an event, a watch or ``partial``, or as ``solve``.
         SolveError: some samples failed; in the backward pass too.
 
     Cost: the solve; backward another of a state of twice the size plus that of the parameters, all
@@ -86,8 +87,7 @@ def backsolve(
     """
     if y0.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(f"y0 has dtype {y0.dtype}: give float32 or more, since errors add up backwards")
-    if options.get("partial"):
-        raise ValueError("partial=True: a solve that ends early has no gradient; call odecore.solve without gradients")
+    check_whole(options, "odecore.facade.odeint.odeint_event with odeint_adjoint, or autograd through odecore.solve")
     grid = times if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
     if grid.ndim not in (1, 2) or len(grid) < 2 or (grid.ndim == 2 and grid.shape[1] != len(y0)):
         raise ValueError(f"times has shape {tuple(grid.shape)}: give two times or more, alone or in {len(y0)} columns")

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from odecore.driver.batch import HALF, times_of
+from odecore.driver.batch import HALF, bound, times_of
 from odecore.driver.integrate import Grid, Times, integrate
+from odecore.driver.moving import moving_end, moving_start
 from odecore.driver.pytree import Tree, on_trees
 from odecore.driver.record import StatesAt
 from odecore.driver.solve import solve
-from odecore.gradients.adjoint import PureStep, State, affordable, discrete
+from odecore.gradients.adjoint import PureStep, State, affordable, check_whole, discrete
 from odecore.plan import Plan, Registers, Row, Weight
 from odecore.stepper import Stepper
 
@@ -130,29 +131,33 @@ def solve_checkpointed(
         stepper: the method.
         field: ``field(y, t, *args) -> value``, t of shape (samples,).
         y0: initial states of shape (samples, …).
-        t0: start.
-        t1: end.
+        t0: start; a tensor gets its gradient, as in ``solve``.
+        t1: end likewise.
         args: tensors with one row a sample for the field.
         ts: times at which states are wanted, as in :func:`~odecore.driver.solve.solve`.
         states: most states stored at one time, the initial one included; None stores all.
         memory: the same as a budget in bytes, without the states at ``ts``.
         parameters: what else needs a gradient.
-        options: further arguments of :func:`~odecore.driver.solve.solve`: ``rtol``, ``atol``, …
+        options: further arguments of :func:`~odecore.driver.solve.solve`: ``rtol``, ``atol``, …; nothing that
+            would end a solve early, for the steps alone are replayed.
 
     Returns:
         The states at t1, or at ``ts``, of shape (samples, times, …), if it is given.
 
     Raises:
-        ValueError: as :func:`discrete` and ``solve``.
+        ValueError: as :func:`discrete` and ``solve``; an event, a watch, or ``partial``.
         SolveError: some samples failed.
 
     Cost: the adaptive solve, then as :func:`discrete` with the steps of the whole batch together:
         where one sample steps alone, the others rest.
     """
+    check_whole(options, "autograd through odecore.solve")
     begin, end = times_of("t0", t0, len(y0)), times_of("t1", t1, len(y0))
     reached = [begin]
     with torch.no_grad():
         solve(stepper, field, y0, t0, t1, args=args, callback=lambda attempt, t: reached.append(t), **options)
+    complete = bound(field, args, y0.dtype)
+    y0 = moving_start(complete, y0, t0)
     start = y0.float() if y0.dtype in HALF else y0
     wanted = None if ts is None else StatesAt(ts, begin, end, start)
     moved = [True, *(bool((after != before).any()) for before, after in zip(reached[:-1], reached[1:], strict=True))]
@@ -162,7 +167,7 @@ def solve_checkpointed(
         grid = Grid.of(stepper, field, y0, torch.stack(times), args)
         recorded = _replayed(grid, y0, states, memory, parameters, wanted)
     if wanted is None:
-        return recorded[0].to(y0.dtype)
+        return moving_end(complete, recorded[0].to(y0.dtype), t1)
     wanted.values += recorded[1:]
     return wanted.result(y0.dtype)
 

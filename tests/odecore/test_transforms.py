@@ -209,3 +209,49 @@ def test_a_row_of_a_plan_compiles_to_one_graph(backend: str) -> None:
     with torch.no_grad():
         compiled = torch.compile(advance, fullgraph=True, backend=backend)(*arguments)
         torch.testing.assert_close(compiled, advance(*arguments), rtol=1e-14, atol=1e-15)
+
+
+def states_between(k: Tensor) -> Tensor:
+    return solve(TSITOURAS, field_of(k), Y0, 0.0, 1.0, rtol=1e-9, atol=1e-9, ts=TIMES).ys
+
+
+def states_of_dense(k: Tensor) -> Tensor:
+    return solve(TSITOURAS, field_of(k), Y0, 0.0, 1.0, rtol=1e-9, atol=1e-9, dense=True).dense(TIMES)
+
+
+def time_of_event(k: Tensor) -> Tensor:
+    return solve(TSITOURAS, field_of(k), Y0, 0.0, 1.0, rtol=1e-9, atol=1e-9,
+                 event=lambda y, t: y[:, 1].abs() - 0.8).t
+
+
+@pytest.mark.parametrize("read", [states_between, states_of_dense])
+def test_states_between_the_steps_come_through_vmap(read: Callable[[Tensor], Tensor]) -> None:
+    rates = torch.stack((K, K / 2, 2 * K))
+    torch.testing.assert_close(vmap(read)(rates), torch.stack([read(k) for k in rates]), rtol=0, atol=1e-6)
+    inside = vmap(grad(lambda k: read(k).square().sum()))(rates)
+    alone = torch.stack([grad(lambda k: read(k).square().sum())(k) for k in rates])
+    torch.testing.assert_close(inside, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("read", [states_between, states_of_dense, time_of_event])
+def test_what_a_solve_records_has_the_gradient_of_backward_under_transforms(read: Callable[[Tensor], Tensor]) -> None:
+    k = K.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(read(k).sum(), k)
+    torch.testing.assert_close(grad(lambda k: read(k).sum())(K), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(jvp(lambda k: read(k).sum(), (K,), (torch.ones_like(K),))[1], expected, rtol=1e-6,
+                               atol=1e-6)
+
+
+def test_what_differs_between_mapped_copies_and_steers_the_host_is_refused() -> None:
+    rates = torch.stack((K, K / 2))
+    with pytest.raises(ValueError, match=r"event\[0\] differs between the copies.*further samples"):
+        vmap(time_of_event)(rates)
+    options: dict = {"rtol": 1e-3, "atol": 1e-3}
+    for name, run in {
+            "t1": lambda k: solve(TSITOURAS, field_of(K), Y0, 0.0, k, **options).y,
+            "ts": lambda k: solve(TSITOURAS, field_of(K), Y0, 0.0, 2.0, ts=k.reshape(1), **options).ys,
+            "times": lambda k: solve(TSITOURAS, field_of(K), Y0, 0.0, 2.0, dense=True, **options).dense(k)}.items():
+        with pytest.raises(ValueError, match=f"{name} differs between the copies"):
+            vmap(run)(rates)
+    with pytest.raises(ValueError, match="times differs between the copies"):
+        vmap(lambda k: integrate(TSITOURAS, field_of(K), Y0, torch.stack((k * 0, k))).y)(rates)

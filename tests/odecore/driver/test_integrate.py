@@ -181,3 +181,37 @@ def test_bad_arguments_are_refused(changes: dict, match: str) -> None:
     arguments: dict = {"field": forced, "y0": Y0, "times": [0.0, 1.0]} | changes
     with pytest.raises(ValueError, match=match):
         integrate(HEUN_EULER, **arguments)
+
+
+@pytest.mark.parametrize("stepper", [HEUN_EULER, BACKWARD_EULER, DORMAND_PRINCE])
+def test_a_sample_that_fails_leaves_all_gradients_finite_and_those_of_others_alone(stepper: object) -> None:
+    def field(y: Tensor, t: Tensor, k: Tensor) -> Tensor:
+        return k.unsqueeze(1) * y * torch.sqrt(torch.where(k > 0, 0.5 - t, 1.0)).unsqueeze(1)  # only k > 0 is lost
+
+    y0 = torch.tensor([[1.0], [2.0], [0.5]], dtype=torch.float64, requires_grad=True)
+    k = torch.tensor([-0.5, 1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    grid = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.65], dtype=torch.float64)
+    found = integrate(stepper, field, y0, grid, args=(k,), partial=True)
+    assert found.status.tolist()[::2] == [Status.FINISHED] * 2 and found.status[1] != Status.FINISHED
+    to_y0, to_k = torch.autograd.grad(found.y.sum(), (y0, k))
+    others = [0, 2]
+    alone = integrate(stepper, field, y0[others], grid, args=(k[others],)).y
+    expected = torch.autograd.grad(alone.sum(), (y0, k))
+    torch.testing.assert_close(found.y[others], alone, rtol=1e-12, atol=1e-12)
+    assert torch.isfinite(to_y0).all() and torch.isfinite(to_k).all()
+    torch.testing.assert_close(to_y0[others], expected[0][others], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(to_k[others], expected[1][others], rtol=1e-10, atol=1e-10)
+
+
+def test_a_failure_costs_one_step_more_and_only_where_gradients_follow() -> None:
+    def field(y: Tensor, t: Tensor) -> Tensor:
+        return torch.where((t.unsqueeze(1) > 0.5) & (y > 1.5), torch.nan, -y)
+
+    y0 = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    y0[1] = 10.0
+    grid = torch.linspace(0, 1, 11, dtype=torch.float64)
+    plain = integrate(HEUN_EULER, field, y0, grid, partial=True)
+    followed = integrate(HEUN_EULER, field, y0.clone().requires_grad_(), grid, partial=True)
+    assert followed.nfe == plain.nfe + 2
+    assert torch.equal(followed.status, plain.status) and torch.equal(followed.t, plain.t)
+    torch.testing.assert_close(followed.y, plain.y, rtol=1e-14, atol=1e-14)

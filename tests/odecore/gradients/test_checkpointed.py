@@ -9,6 +9,7 @@ from torch import Tensor
 from odecore.driver.solution import SolveError
 from odecore.driver.solve import solve
 from odecore.explicit.embedded import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, HEUN_EULER
+from odecore.gradients.backsolve import backsolve
 from odecore.gradients.checkpointed import integrate_checkpointed, solve_checkpointed
 from odecore.implicit.runge_kutta import SDIRK2
 
@@ -54,3 +55,12 @@ def test_a_grid_on_which_the_solution_is_lost_is_an_error_with_its_time() -> Non
 
     with pytest.raises(SolveError, match="non-finite values.*t=0.5"):
         integrate_checkpointed(HEUN_EULER, lost, Y0.clone().requires_grad_(), [0.0, 0.5, 0.75, 1.0], states=2)
+
+
+@pytest.mark.parametrize(("name", "value"), [("event", lambda y, t: y[:, 0]), ("watch", lambda taken: None),
+                                             ("partial", True)])
+def test_what_ends_a_solve_early_is_refused_by_both_adjoints(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name}=.*autograd through odecore.solve"):
+        solve_checkpointed(DORMAND_PRINCE, lambda y, t: -y, Y0, 0.0, 1.0, rtol=1e-3, atol=1e-3, **{name: value})
+    with pytest.raises(ValueError, match=f"{name}=.*odeint_event"):
+        backsolve(DORMAND_PRINCE, lambda y, t: -y, Y0, [0.0, 1.0], rtol=1e-3, atol=1e-3, **{name: value})
