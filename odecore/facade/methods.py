@@ -8,6 +8,10 @@ from odecore.explicit.adams import adams_bashforth, adams_bashforth_moulton
 from odecore.explicit.embedded import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, HEUN_EULER, TSITOURAS
 from odecore.explicit.pairs import FEHLBERG2, HEUN3, PRINCE_DORMAND8, THREE_EIGHTHS, without_error
 from odecore.explicit.tableaus import EULER, HEUN, KUTTA3, MIDPOINT, RALSTON, RK4, SSP3
+from odecore.exponential import tableaus as exponential
+from odecore.exponential.adams import exponential_adams_bashforth_moulton
+from odecore.exponential.runge_kutta import ExponentialRungeKutta
+from odecore.implicit.additive import ARS222, ARS343, ARS443, IMEX_EULER, KENCARP3, KENCARP4, KENCARP5
 from odecore.implicit.runge_kutta import (
     BACKWARD_EULER,
     CRANK_NICOLSON,
@@ -46,6 +50,21 @@ FIXED: MappingProxyType[str, Stepper] = MappingProxyType({
 })
 """Methods that take the steps of a grid."""
 
+IN_PARTS: MappingProxyType[str, Stepper] = MappingProxyType({
+    "imex_euler": IMEX_EULER, "ars222": ARS222, "ars343": ARS343, "ars443": ARS443, "kencarp3": KENCARP3,
+    "kencarp4": KENCARP4, "kencarp5": KENCARP5, "etdrk1": ExponentialRungeKutta(exponential.ETD_RK1),
+    "etdrk2": ExponentialRungeKutta(exponential.ETD_RK2), "etdrk3": ExponentialRungeKutta(exponential.ETD_RK3),
+    "etdrk4": ExponentialRungeKutta(exponential.ETD_RK4), "krogstad": ExponentialRungeKutta(exponential.KROGSTAD),
+    "hochbruck_ostermann": ExponentialRungeKutta(exponential.HOCHBRUCK_OSTERMANN),
+    "lawson4": ExponentialRungeKutta(exponential.LAWSON4), "exponential_adams": exponential_adams_bashforth_moulton(4),
+})
+"""Methods that treat the parts of a problem each in its way, implicit–explicit and exponential ones.
+
+They take a :class:`~odecore.problem.Split` or :class:`~odecore.problem.Semilinear` problem, which no function
+of (t, y) is: ``odecore.solve(stepper("kencarp4"), Split(f, g), …)`` and ``odecore.integrate`` are for them, not
+:func:`~odecore.facade.odeint.odeint`.
+"""
+
 
 def method_names() -> tuple[str, ...]:
     """All names that :func:`odecore.facade.odeint.odeint` knows."""
@@ -56,10 +75,9 @@ def stepper(name: str) -> Stepper:
     """Look up a method.
 
     Raises:
-        ValueError: a name that is not among :data:`ADAPTIVE` and :data:`FIXED`.
+        ValueError: a name that is not among :data:`ADAPTIVE`, :data:`FIXED` and :data:`IN_PARTS`.
     """
-    if name in ADAPTIVE:
-        return ADAPTIVE[name]
-    if name in FIXED:
-        return FIXED[name]
+    for names in (ADAPTIVE, FIXED, IN_PARTS):
+        if name in names:
+            return names[name]
     raise ValueError(f"method={name!r}: choose one of {', '.join(method_names())}")

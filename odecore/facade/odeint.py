@@ -15,7 +15,7 @@ from odecore.explicit.adams import HIGHEST_ORDER, Adams, adams_bashforth, adams_
 from odecore.facade.adaptive import Adaptive, Run
 from odecore.facade.callbacks import Announcing
 from odecore.facade.fixed import FixedGrid, fixed_states, fixed_until
-from odecore.facade.methods import FIXED, SCIPY, stepper
+from odecore.facade.methods import FIXED, IN_PARTS, SCIPY, stepper
 from odecore.facade.scipy_solver import Scipy
 from odecore.facade.system import PER_SAMPLE, Function, Margin, System, Tolerance, Value, system_of
 from odecore.stepper import Stepper
@@ -209,6 +209,9 @@ def prepare(
     times = t.to("cpu", torch.float64)
     if name == SCIPY:
         return Problem(system, state, times, None, _options(Scipy, given, SCIPY), rtol, atol)
+    if name in IN_PARTS:
+        raise ValueError(f"method={name!r} takes the parts of a problem, which func has not: call odecore.solve("
+                         f"odecore.facade.methods.stepper({name!r}), …) with an odecore.problem.Split or Semilinear")
     found = stepper(name) if isinstance(name, str) else name
     if isinstance(found, Adams) and "max_order" in given:
         found = _of_order(found, given.pop("max_order"))
