@@ -289,7 +289,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             return self._begin_index
         if timestep is None:
             raise ValueError("timestep=None: give the first timestep of a run, or call set_begin_index")
-        return index_of(timestep, self.timesteps)
+        return index_of(timestep, self.timesteps, [True, *(row.point == (1.0,) for row in self.plan.rows[:-1])])
 
     def _begin(self, timestep: float | Tensor, eta: float | None, clipped_direction: bool) -> Run:
         begin = self._index_of(timestep)

@@ -80,12 +80,17 @@ class Clock:
         return torch.tensor(alpha, dtype=dtype, device=device), torch.tensor(sigma, dtype=dtype, device=device)
 
 
-def index_of(timestep: float | Tensor, timesteps: Tensor) -> int:
+def index_of(timestep: float | Tensor, timesteps: Tensor, starts: Sequence[bool]) -> int:
     """Find a timestep among all of them.
 
     An element of ``timesteps`` itself knows its place without being read from the device; another
     number is compared. Where a time comes twice (a solver evaluates it at the end of one step and at the
-    start of the next), the comparison gives the later place, where a step starts.
+    start of the next, or iterates on it), the comparison gives the last place where a step starts.
+
+    Args:
+        timestep: what is sought.
+        timesteps: all of them.
+        starts: whether a step starts at each.
 
     Raises:
         ValueError: it is none of them.
@@ -95,7 +100,8 @@ def index_of(timestep: float | Tensor, timesteps: Tensor) -> int:
         return int(timestep.storage_offset())
     wanted = float(timestep)
     distances = np.abs(timesteps.cpu().numpy() - wanted)
-    index = int(np.flatnonzero(distances == distances.min())[-1])
+    nearest = np.flatnonzero(distances == distances.min())
+    index = max((int(i) for i in nearest if starts[int(i)]), default=int(nearest[-1]))
     # Pipelines may keep their timesteps in bfloat16, which has three digits.
     if distances[index] > 4e-3 * max(1.0, abs(wanted)):
         raise ValueError(f"timestep={wanted} is none of the {len(distances)} timesteps that are set: pass one of "

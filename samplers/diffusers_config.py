@@ -23,13 +23,13 @@ KEPT = (
 )
 """What a model's config says of its schedule, its prediction and its timesteps; diffusers' own names."""
 
-_ENDS_WITH_NOISE = ("DEISMultistepScheduler", "SASolverScheduler", "TCDScheduler")
-"""Classes whose last step goes to the least noise of training, whatever else their configs say."""
+_ENDS_WITH_NOISE = ("DEISMultistepScheduler", "SASolverScheduler", "TCDScheduler", "DPMSolverMultistepInverseScheduler")
+"""Classes whose last step (first, of an inverse) is at the least noise of training, whatever else their configs say."""
 
 _FINAL_ALPHA, _CONSISTENCY = "set_alpha_to_one", ("LCMScheduler",)
 
-_NEVER_CLIP = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler")
-"""Classes that do not do what their ``clip_sample`` says."""
+_NEVER_CLIP = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler", "DDIMInverseScheduler")
+"""Classes that do not do what their ``clip_sample`` says, and one that should not: what is clipped has no inverse."""
 
 SUPPORTED = (*FLAVOURS, *EDM_CLASSES, *FLOW_CLASSES)
 """Every class whose config can be translated."""

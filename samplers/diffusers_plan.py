@@ -22,12 +22,12 @@ from samplers.diffusers_spacing import CONSISTENCY_CLASSES, EDM_CLASSES, is_flow
 from samplers.grids import Times
 from samplers.guidance import threshold
 from samplers.registry import grid_named
-from samplers.restart import restart
+from samplers.restart import restart, stands_alone
 from samplers.solver import Solver
 from scoremodels.diffusers_config import schedule_from_diffusers
 from scoremodels.schedule import NoiseSchedule
 
-_DIRECTION_UNCLIPPED = ("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
+_DIRECTION_UNCLIPPED = ("DDIMScheduler", "DDIMParallelScheduler")
 """Classes that clip the predicted sample and take the direction to the noise from the unclipped one."""
 
 Limit = Callable[[Tensor], Tensor]
@@ -138,7 +138,7 @@ class Recipe:
             plan = compile_plan(solver, self.schedule, nfe=plan.nfe, grid=plan.about["times"],  # type: ignore[arg-type]
                                 prediction=self.prediction)
         rows = plan.rows
-        if begin > 0:
+        if not stands_alone(rows, begin):
             rows = (*rows[:begin], *restart(plan, begin, solver, self.schedule, self.prediction))
         return Run(rows, begin, plan.depth, self._denoise(solver, rows, clipped_direction),
                    self._spread(solver, rows), self._to_datum(solver, rows))
@@ -198,8 +198,8 @@ class Recipe:
         usual = compile_plan(self.solver, self.schedule, nfe=max(nfe, 3), grid="time", prediction=self.prediction)
         if len(usual.about["times"]) <= usual.nfe:  # type: ignore[arg-type]
             raise ValueError(f"solver={self.solver.name!r} with weights={self.config['weights']!r} places its own "
-                             "stages between times, so it takes no custom timesteps or sigmas: choose weights='midpoint', or "
-                             "a multistep solver")
+                             "stages between times, so it takes no custom timesteps or sigmas: choose "
+                             "weights='midpoint', or a multistep solver")
 
     def _as_brought(self, plan: Plan, wish: Wish) -> Plan:
         """The plan as it is, whatever times a pipeline gives, if only they are as many."""

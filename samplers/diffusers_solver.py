@@ -19,6 +19,7 @@ from samplers.ddim import DDIM, ddim, ddpm
 from samplers.deis import deis
 from samplers.dpm_solver import TAPER_BELOW
 from samplers.edm import EDM_HEUN, EULER_SOLVER, FLOW_HEUN
+from samplers.inversion import backwards, ddim_inversion
 from samplers.ipndm import ipndm
 from samplers.lms import lms
 from samplers.pndm import plms, pndm
@@ -43,6 +44,14 @@ def _multistep(
         return replace(solver, build=partial(_ended, solver=solver, last=first)) if euler_at_final else solver
     return published_multistep(variable, solver_order, weights, lower_order_final=lower_order_final,
                                euler_at_final=euler_at_final)
+
+
+def _multistep_inverse(
+    *, algorithm_type: str = "dpmsolver++", solver_order: int = 2, solver_type: str = "midpoint",
+    lower_order_final: bool = True, euler_at_final: bool = False,
+) -> Solver:
+    return backwards(_multistep(algorithm_type=algorithm_type, solver_order=solver_order, solver_type=solver_type,
+                                lower_order_final=lower_order_final, euler_at_final=euler_at_final))
 
 
 def _ended(path: Path, nfe: int, *, solver: Solver, last: Solver) -> Rows:
@@ -141,7 +150,8 @@ def _always(solver: Solver) -> Maker:
 
 _MAKERS: Mapping[str, Maker] = {
     **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "UnCLIPScheduler"), _ddpm),
-    **dict.fromkeys(("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler", "RePaintScheduler"), _ddim),
+    **dict.fromkeys(("DDIMScheduler", "DDIMParallelScheduler", "RePaintScheduler"), _ddim),
+    "DDIMInverseScheduler": ddim_inversion,
     "EulerAncestralDiscreteScheduler": _always(ddim(1.0)),
     "CogVideoXDDIMScheduler": _always(DDIM),
     "CogVideoXDPMScheduler": _always(sde_dpm_solver("data", 2, "midpoint", lower_order_final=False)),
@@ -157,8 +167,8 @@ _MAKERS: Mapping[str, Maker] = {
     "FlowMatchHeunDiscreteScheduler": _always(FLOW_HEUN),
     "KDPM2DiscreteScheduler": _always(dpm_2()),
     "KDPM2AncestralDiscreteScheduler": _always(dpm_2(1.0)),
-    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler",
-                     "EDMDPMSolverMultistepScheduler"), _multistep),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"), _multistep),
+    "DPMSolverMultistepInverseScheduler": _multistep_inverse,
     "DPMSolverSinglestepScheduler": _singlestep,
     "DPMSolverSDEScheduler": dpmpp_sde,
     "DEISMultistepScheduler": _deis,
