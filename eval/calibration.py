@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import TaskID
 from rich.table import Table
 
-from eval.arguments import choose_labels, load_model, names_in
+from eval.arguments import check_folder, choose_labels, load_model, names_in, numbers_in
 from eval.console import complaints, progress_bars
 from odecore.plan import Plan
-from samplers.calibrate import Candidate, calibrate
+from samplers.calibrate import calibrate
 
 
 def calibrate_command(
     model: Annotated[str, typer.Option("--model", "-m", help="Name or folder of a model; see `fewstep info`.")],
-    nfe: Annotated[int, typer.Option(help="Network evaluations of the plan.")] = 8,
+    nfe: Annotated[str, typer.Option(help="Network evaluations of the plan; of several plans by commas.")] = "8",
     num: Annotated[int, typer.Option(help="Noises to try the candidates on.")] = 32,
     solvers: Annotated[str | None, typer.Option(help="Solvers to try, by commas; all if left out.")] = None,
     grids: Annotated[str | None, typer.Option(help="Grids to try, by commas; all if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 1 << 20,
     label: Annotated[str, typer.Option(help="Class label; `cycle` for i mod classes, `none` for no label.")] = "cycle",
     guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
-    out: Annotated[Path, typer.Option(help="File of the plan.")] = Path("plan.json"),
+    out: Annotated[Path, typer.Option(help="File of the plan; -NFE is added to it for several.")] = Path("plan.json"),
     device: Annotated[str, typer.Option(help="Where the network runs, such as cpu or cuda.")] = "auto",
 ) -> None:
     """Try every solver on every grid, and write the plan that ends nearest to the exact solution."""
     console = Console()
     with complaints(), progress_bars(console) as bars:
+        numbers = numbers_in("nfe", nfe)
         network = load_model(model, guidance, device)
         labels = choose_labels(network, label, num, guidance)
-
-        def watched(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
-            yield from bars.track(candidates, description="candidates")
-
-        plan = calibrate(network, nfe=nfe, num=num, seed=seed, condition=labels, progress=watched,
-                         solvers=None if solvers is None else names_in("solvers", solvers),
-                         grids=None if grids is None else names_in("grids", grids))
+        check_folder(out.parent)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(plan.to_json())
-    _print(console, plan)
-    console.print(f"plan: {out}", soft_wrap=True)
+        for number in numbers:
+            task = bars.add_task("solution")
+
+            def watched(name: str, done: int, total: int, number: int = number, task: TaskID = task) -> None:
+                bars.update(task, description=f"{number} NFE, {name}", completed=done, total=total)
+
+            plan = calibrate(network, nfe=number, num=num, seed=seed, condition=labels, progress=watched,
+                             solvers=None if solvers is None else names_in("solvers", solvers),
+                             grids=None if grids is None else names_in("grids", grids))
+            bars.remove_task(task)
+            file = out if len(numbers) == 1 else out.with_stem(f"{out.stem}-{number}")
+            file.write_text(plan.to_json())
+            _print(console, plan)
+            console.print(f"plan: {file}", soft_wrap=True)
 
 
 def read_plan(path: Path) -> Plan:

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from odecore.plan import Plan, Row
-from samplers.compile import compile_plan
-from samplers.registry import GRIDS, SOLVERS, grid_named, solver_named
+from odecore.plan import Plan
+from samplers.candidates import Candidate, candidates, grid_names
+from samplers.lockstep import run_together, walk_plan
+from samplers.noise import SampleNoise
 from samplers.sample import sample
-from samplers.solver import Solver
 from scoremodels.model import ScoreModel
 
 REFERENCE = ("dpm-solver++-3m", "log-snr", 128)
 """Solver, grid and evaluations of the solution that candidates are compared with."""
+PROBES = ("log-snr", "karras", "time")
+"""Grids that every solver is tried on; the better solvers then meet the other grids."""
+FEW = 2
+"""Noises of the first round; each further round has twice as many."""
+KEPT, LEAST = 4, 8
+"""One in so many candidates meets the next round, and at least so many."""
 
-Progress = Callable[[Sequence["Candidate"]], Iterable["Candidate"]]
-
-
-class Candidate(NamedTuple):
-    """A solver on a grid.
-
-    Attributes:
-        solver: name of the solver.
-        grid: name of the grid.
-        plan: what they compile to.
-    """
-
-    solver: str
-    grid: str
-    plan: Plan
+Progress = Callable[[str, int, int], None]
 
 
 def calibrate(
@@ -47,83 +38,119 @@ def calibrate(
     solvers: Sequence[str] | None = None,
     grids: Sequence[str] | None = None,
     condition: int | Tensor | None = None,
-    batch: int = 64,
+    batch: int = 256,
     progress: Progress | None = None,
 ) -> Plan:
-    """Run every plain solver on every grid from a few noises, and return the plan that ends nearest to the solution.
+    """Run the plain solvers on the grids from a few noises, and return the plan that ends nearest to the solution.
 
-    The score is the RMS distance to a converged solution of the same model from the same noises. A quarter of
-    the noises screens all candidates; the best eighth of these, at least eight, meets all noises.
+    The score is the RMS distance to a converged solution of the same model, without noise, from the same noises.
+    Candidates are halved in rounds (successive halving, with quarters): all solvers meet two noises on three
+    grids, the best quarter of the solvers meets them on all others, and then ever fewer candidates meet ever more
+    noises, until the last eight have met ``num``.
 
     Args:
         model: the model, guidance included.
         nfe: evaluations of the plan.
         num: noises, at least 4.
         seed: seed of the first noise; keep it away from the seeds of whatever is reported.
-        solvers: names to try; None for all deterministic ones.
-        grids: names to try; None for all.
+        solvers: names to try, of the registry or :data:`samplers.candidates.VARIANTS`; None for all.
+        grids: names to try, of the registry or :data:`samplers.candidates.FURTHER_GRIDS`; None for all.
         condition: a class label, or one for each noise.
-        batch: how many samples to compute at once.
-        progress: wraps the candidates of the screening.
+        batch: how many states to evaluate at once, those of several candidates together.
+        progress: called with the name of the round, the number of candidates that are done with it, and of all.
 
     Returns:
-        The winning plan; ``plan.about["calibration"]`` holds the table of the finalists, and what it cost.
+        The winning plan; ``plan.about["calibration"]`` holds the table of the last round, and what it cost.
 
     Raises:
         ValueError: an argument out of range, or no candidate that can spend ``nfe``.
 
-    Cost: ``num · 128`` evaluations for the solution, which is kept as long as the model's weights stay, and
-        about ``nfe · num · (candidates/4 + candidates/8)`` for the rest.
+    Cost: ``num · 128`` evaluations for the solution, which is kept as long as the model's weights stay, so that a
+        further ``nfe`` does not pay for it again; about ``1500 nfe`` for the rest.
+
+    Source: successive halving, Jamieson & Talwalkar 2016, arXiv:1502.07943.
     """
     if isinstance(num, bool) or not isinstance(num, int) or num < 4:
         raise ValueError(f"num={num!r}: give a whole number of noises, at least 4")
-    candidates = _candidates(model, nfe, solvers, grids)
+    names = grid_names() if grids is None else list(grids)
+    probes = [name for name in names if name in PROBES] or names[:len(PROBES)]
+    entries = [_Entry(c) for c in candidates(model, nfe, solvers, probes)]
+    others = [name for name in names if name not in probes]
+    if not entries and not others:
+        raise ValueError(f"nfe={nfe!r}: none of the solvers can spend that on any of the grids; allow more of either")
     labels = None if condition is None else torch.as_tensor(condition).expand(num).clone()
     solution, spent = _solution(model, num, seed, labels, batch)
-    few = max(2, num // 4)
-
-    def error(plan: Plan, count: int) -> float:
-        part = None if labels is None else labels[:count]
-        samples = sample(model, num=count, plan=plan, seed=seed, condition=part, batch=batch).samples
-        value = (samples.cpu().double() - solution[:count]).square().mean().sqrt().item()
-        return value if math.isfinite(value) else math.inf
-
-    screened = sorted(((error(c.plan, few), c) for c in (candidates if progress is None else progress(candidates))),
-                      key=lambda pair: pair[0])
-    finalists = [c for _, c in screened[: max(8, len(screened) // 8)]]
-    ranked = sorted(((error(c.plan, num), c) for c in finalists), key=lambda pair: pair[0])
-    spent += nfe * (few * len(candidates) + num * len(finalists))
-    best = ranked[0][1].plan
-    table = [{"solver": c.solver, "grid": c.grid, "rms": value} for value, c in ranked]
-    about = {**best.about, "calibration": {
-        "num": num, "seed": seed, "candidates": len(candidates), "evaluations": spent, "table": table}}
-    return replace(best, about=about)
-
-
-def _candidates(
-    model: ScoreModel, nfe: int, solvers: Sequence[str] | None, grids: Sequence[str] | None
-) -> list[Candidate]:
-    """Every combination that can spend ``nfe``; of those that are the same plan, the first."""
-    found: dict[tuple[Row, ...], Candidate] = {}
-    for name in _deterministic() if solvers is None else solvers:
-        solver = solver_named(name)
-        if not isinstance(solver, Solver) or solver.stochastic:
-            raise ValueError(f"solvers has {name!r}, which has no plan or adds noise: choose deterministic solvers")
-        for grid in GRIDS if grids is None else grids:
-            chosen = grid_named(grid)
-            try:
-                plan = compile_plan(solver, model.schedule, nfe=nfe, grid=chosen, prediction=model.prediction)
-            except ValueError:
-                continue  # this schedule has no such grid, or the solver cannot spend so few evaluations
-            plan = replace(plan, about={**plan.about, "grid": grid})
-            found.setdefault(plan.rows, Candidate(name, grid, plan))
-    if not found:
-        raise ValueError(f"nfe={nfe!r}: none of the solvers can spend that on any of the grids; allow more of either")
-    return list(found.values())
+    trial = _Trial(model, seed, solution, labels, batch, progress)
+    trial.run(entries, FEW, "solvers")
+    chosen = list(dict.fromkeys(e.candidate.solver for e in _best(entries, len(entries))))
+    kept = chosen[: max(LEAST, len(chosen) // KEPT)] if others else []
+    further = [_Entry(c) for c in candidates(model, nfe, kept, others)]
+    trial.run(further, FEW, "grids")
+    entries += further
+    tried, count = len(entries), FEW
+    while count < num:
+        entries = _best(entries, max(LEAST, math.ceil(len(entries) / KEPT)))
+        count = min(2 * count, num)
+        trial.run(entries, count, f"{count} noises")
+    ranked = _best(entries, len(entries))
+    best = ranked[0].candidate.plan
+    about = {"num": num, "seed": seed, "candidates": tried, "evaluations": spent + nfe * trial.states, "table": [
+        {"solver": e.candidate.solver, "grid": e.candidate.grid, "rms": e.rms} for e in ranked]}
+    return replace(best, about={**best.about, "solver": ranked[0].candidate.solver, "calibration": about})
 
 
-def _deterministic() -> list[str]:
-    return [name for name, solver in SOLVERS.items() if isinstance(solver, Solver) and not solver.stochastic]
+@dataclass(slots=True)
+class _Entry:
+    """A candidate and how it fared: the sum of its mean square distances, over so many noises."""
+
+    candidate: Candidate
+    total: float = 0.0
+    count: int = 0
+
+    @property
+    def rms(self) -> float:
+        """RMS distance so far; inf for what diverged."""
+        return math.sqrt(self.total / self.count)
+
+
+def _best(entries: Sequence[_Entry], number: int) -> list[_Entry]:
+    return sorted(entries, key=lambda entry: entry.rms)[:number]
+
+
+@dataclass(slots=True)
+class _Trial:
+    """Runs candidates from the noises that they have not met yet."""
+
+    model: ScoreModel
+    seed: int
+    solution: Tensor
+    labels: Tensor | None
+    batch: int
+    progress: Progress | None
+    states: int = 0
+
+    def run(self, entries: Sequence[_Entry], count: int, name: str) -> None:
+        """Let candidates, all of which have met as many noises, meet the first ``count``."""
+        if not entries:
+            return
+        first = entries[0].count
+        new = slice(first, count)
+        schedule = self.model.schedule
+        noise = SampleNoise(range(self.seed + first, self.seed + count), self.model.shape, device=self.model.device)()
+        labels = None if self.labels is None else self.labels[new]
+        together = max(1, self.batch // (count - first))
+        for done in range(0, len(entries), together):
+            group = entries[done:done + together]
+            walks = [walk_plan(e.candidate.plan, noise * schedule.prior_scale(float(e.candidate.plan.t_start)))
+                     for e in group]
+            ends = run_together(self.model, walks, labels, states=count - first, batch=self.batch)
+            for entry, end in zip(group, ends, strict=True):
+                squares = (end.cpu().double() - self.solution[new]).square().flatten(1).mean(1).sum().item()
+                entry.total += squares if math.isfinite(squares) else math.inf
+                entry.count = count
+            self.states += len(group) * (count - first)
+            if self.progress is not None:
+                self.progress(name, min(done + together, len(entries)), len(entries))
 
 
 _KEPT: WeakKeyDictionary[ScoreModel, dict[tuple[object, ...], Tensor]] = WeakKeyDictionary()

@@ -25,6 +25,16 @@ def test_a_calibrated_plan_is_written_and_sampled_from(tmp_path: Path) -> None:
     assert picture.exists()
 
 
+def test_several_numbers_of_evaluations_share_the_solution(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, [
+        "calibrate", "--model", "fashion-mnist-flow", "--nfe", "2,3", "--num", "4", "--solvers", "euler",
+        "--grids", "time", "--out", str(tmp_path / "new" / "plan.json")])
+    assert result.exit_code == 0, result.output
+    plans = [Plan.from_json((tmp_path / "new" / f"plan-{n}.json").read_text()) for n in (2, 3)]
+    assert [plan.nfe for plan in plans] == [2, 3]
+    assert [plan.about["calibration"]["evaluations"] for plan in plans] == [4 * 128 + 4 * 2, 4 * 3]
+
+
 def test_a_file_that_holds_no_plan_is_refused(tmp_path: Path) -> None:
     for path, text in ((tmp_path / "none.json", None), (tmp_path / "other.json", "{}")):
         if text is not None:
