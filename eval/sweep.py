@@ -43,7 +43,7 @@ class Cell:
     @property
     def stochastic(self) -> bool:
         """Whether fresh noise is added on the way, so that no trajectory can be compared."""
-        return self.plan is not None and any(isinstance(r.noise, Tensor) or r.noise != 0.0 for r in self.plan.rows)
+        return self.plan is not None and any(row.noisy for row in self.plan.rows)
 
 
 class Measurement(NamedTuple):

@@ -58,6 +58,11 @@ class Row:
         if len(self.to_prediction) != 2:
             raise ValueError(f"to_prediction={self.to_prediction}: give two weights, of the point and of the output")
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the row adds noise."""
+        return isinstance(self.noise, Tensor) or self.noise != 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -167,7 +172,7 @@ def execute(
     """
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"x has dtype {x.dtype}: give a floating-point or complex state")
-    noisy = [isinstance(row.noise, Tensor) or row.noise != 0.0 for row in plan.rows]
+    noisy = [row.noisy for row in plan.rows]
     if any(noisy) and noise is None:
         raise ValueError("noise=None, but the plan adds noise: pass a function that draws it")
     registers = Registers(x if plan.entry == 1.0 else plan.entry * x, plan.depth)
@@ -208,8 +213,7 @@ def _check_order_of_times(plan: Plan) -> None:
     span = times[-1] - times[0]
     direction, rounding = torch.sign(span), 1e-12 * span.abs()
     for index, (before, after) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        noisy = isinstance(plan.rows[index].noise, Tensor) or plan.rows[index].noise != 0.0
-        if not noisy and bool((direction * (after - before) < -rounding).any()):
+        if not plan.rows[index].noisy and bool((direction * (after - before) < -rounding).any()):
             raise ValueError(f"rows[{index}].t_next={plan.rows[index].t_next} turns back from {before.tolist()}: "
                              "only a row that adds noise may do so")
 

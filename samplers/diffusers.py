@@ -19,6 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from odecore.plan import Plan
+from samplers.diffusers_batch import side_by_side
 from samplers.diffusers_clock import index_of
 from samplers.diffusers_config import SUPPORTED, class_of, translated
 from samplers.diffusers_plan import Recipe, Wish
@@ -206,9 +207,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """Give the network its input: the sample itself, or with EDM preconditioning ``x / sqrt(σ² + σ_data²)``."""
         if not self._clock.preconditioned:
             return sample
-        index = self._index_of(timestep) if self._run is None else self._run.index
+        if self._run is not None:
+            return sample * self._clock.input_scale(self._run.time)
+        begins = self._begins(timestep, sample)
         assert self.plan is not None
-        return sample * self._clock.input_scale(float(self.plan.rows[index].t))
+        times = side_by_side([float(self.plan.rows[begin].t) for begin in begins], sample)
+        return sample * self._clock.input_scale(times)
 
     def step(
         self,
@@ -226,7 +230,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: raw output of the network at ``sample``.
-            timestep: read in the first step of a run only, to find the row to start at.
+            timestep: read in the first step of a run only, to find the row to start at. A vector of shape (B,) starts
+                each sample at its own row; one that has come to its end then keeps its state while others go on.
             sample: the point of evaluation; a pipeline may have changed it since the last step.
             generator: draws the noise of stochastic solvers; a list has one for each sample of the batch.
             variance_noise: standard normal noise to use instead.
@@ -244,7 +249,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """
         run = self._run
         if run is None:
-            run = self._run = self._begin(timestep, eta, use_clipped_model_output)
+            begins = self._begins(timestep, sample)
+            assert self.plan is not None
+            run = self._run = self._recipe.run(self.plan, begins, sample, eta=eta,
+                                               clipped_direction=use_clipped_model_output)
         variance = None
         if model_output.shape != sample.shape:
             model_output, variance = self._split(model_output, sample)
@@ -279,22 +287,23 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """Number of training timesteps."""
         return self.config.num_train_timesteps
 
-    def _index_of(self, timestep: float | Tensor | None) -> int:
-        """The row at which a run starts."""
+    def _begins(self, timestep: float | Tensor | None, sample: Tensor) -> list[int]:
+        """The row at which a run starts, or that of each sample."""
         if self.plan is None:
             raise ValueError("no timesteps are set: call set_timesteps before the first step")
+        rows = self.plan.rows
         if self._begin_index is not None:
-            if not 0 <= self._begin_index < len(self.plan.rows):
-                raise ValueError(f"begin_index={self._begin_index}: the plan has rows 0 to {len(self.plan.rows) - 1}")
-            return self._begin_index
+            if not 0 <= self._begin_index < len(rows):
+                raise ValueError(f"begin_index={self._begin_index}: the plan has rows 0 to {len(rows) - 1}")
+            return [self._begin_index]
         if timestep is None:
             raise ValueError("timestep=None: give the first timestep of a run, or call set_begin_index")
-        return index_of(timestep, self.timesteps, [True, *(row.point == (1.0,) for row in self.plan.rows[:-1])])
-
-    def _begin(self, timestep: float | Tensor, eta: float | None, clipped_direction: bool) -> Run:
-        begin = self._index_of(timestep)
-        assert self.plan is not None
-        return self._recipe.run(self.plan, begin, eta=eta, clipped_direction=clipped_direction)
+        each = timestep.tolist() if isinstance(timestep, Tensor) and timestep.numel() > 1 else [timestep]
+        if len(each) not in (1, len(sample)):
+            raise ValueError(f"timestep has {len(each)} entries for a batch of {len(sample)}: give one, or as "
+                             "many")
+        starts = [True, *(row.point == (1.0,) for row in rows[:-1])]
+        return [index_of(one, self.timesteps, starts) for one in each]
 
     def _split(self, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """The prediction and the variance, where the network's output holds both."""

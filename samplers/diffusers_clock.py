@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odecore.plan import Weight
 from samplers.grids import Times
 from scoremodels.schedule import EDM, DiscreteVP, NoiseSchedule
 
@@ -50,12 +50,12 @@ class Clock:
         level = self.schedule.sigma if self.flow else self.schedule.ratio
         return torch.tensor(level(np.asarray(times, dtype=np.float64)), dtype=torch.float32)
 
-    def input_scale(self, time: float) -> float:
+    def input_scale(self, time: Weight) -> Weight:
         """What the state is multiplied by to give the network its input."""
         if not self.preconditioned:
             return 1.0
         assert isinstance(self.schedule, EDM)
-        return 1.0 / math.hypot(time, self.schedule.sigma_data)
+        return (time**2 + self.schedule.sigma_data**2) ** -0.5
 
     def alpha_sigma(self, timesteps: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ at timesteps, shaped to multiply the samples, in their dtype and on their device.

@@ -51,7 +51,7 @@ def fixed_plan(config: Mapping[str, Any], schedule: NoiseSchedule, network: str,
 
 
 def rows_from(plan: Plan, begin: int) -> tuple[Row, ...]:
-    """The rows of a run that starts in the middle of a plan.
+    """The rows from one on, of a run that starts there.
 
     Raises:
         ValueError: a row from there on reads what rows before it predict.
@@ -60,7 +60,7 @@ def rows_from(plan: Plan, begin: int) -> tuple[Row, ...]:
         starts = [index for index in range(len(plan.rows)) if stands_alone(plan.rows, index)]
         raise ValueError(f"begin_index={begin}: from there on the plan reads predictions made before it; start at one "
                          f"of rows {starts}, or name a solver, which builds a new start")
-    return plan.rows
+    return plan.rows[begin:]
 
 
 def _over_sample(rows: Sequence[Row], schedule: NoiseSchedule, network: str) -> tuple[Row, ...]:

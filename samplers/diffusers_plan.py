@@ -14,6 +14,7 @@ from torch import Tensor
 
 from odecore.plan import Plan, Row, Weight, combine
 from samplers.compile import compile_plan
+from samplers.diffusers_batch import numbers_side_by_side, rows_side_by_side
 from samplers.diffusers_clock import Clock
 from samplers.diffusers_fixed import fixed_plan, rows_from
 from samplers.diffusers_run import Run
@@ -31,6 +32,23 @@ _DIRECTION_UNCLIPPED = ("DDIMScheduler", "DDIMParallelScheduler")
 """Classes that clip the predicted sample and take the direction to the noise from the unclipped one."""
 
 Limit = Callable[[Tensor], Tensor]
+
+
+class Beside(NamedTuple):
+    """What a run needs of a row besides the plan; each a number, or a tensor with one for each sample.
+
+    Attributes:
+        point, output: weights in the predicted sample.
+        share: how much of the predicted sample is clipped.
+        point_seen, output_seen: weights of the point, and of the output (or the clipped sample), in what
+            consistency pipelines call the denoised sample.
+    """
+
+    point: Weight = 0.0
+    output: Weight = 0.0
+    share: Weight = 0.0
+    point_seen: Weight = 0.0
+    output_seen: Weight = 0.0
 
 
 class Wish(NamedTuple):
@@ -120,48 +138,65 @@ class Recipe:
             self._to_sample(plan.rows)  # now, and not in the first step, to say that it cannot be
         return plan
 
-    def run(self, plan: Plan, begin: int, *, eta: float | None = None, clipped_direction: bool = False) -> Run:
-        """Start a plan at one of its rows.
+    def run(
+        self, plan: Plan, begins: Sequence[int], like: Tensor, *, eta: float | None = None,
+        clipped_direction: bool = False,
+    ) -> Run:
+        """Start a plan at one of its rows, or at one for each sample.
 
         Args:
             plan: made by this recipe.
-            begin: index of the row.
+            begins: index of the row, or as many as the batch has samples.
+            like: the state, of shape (B, …).
             eta: amount of fresh noise, for solvers that take it; None for the solver's own.
             clipped_direction: whether DDIM's direction to the noise is that of the clipped sample.
+
+        Raises:
+            ValueError: a row where the plan cannot start, or different ones where the network predicts its variance.
         """
         solver = self.solver
-        if self.fixed is not None:
-            rows = rows_from(plan, begin)
-            return Run(rows, begin, plan.depth, self._denoise(None, rows, True))
-        if eta is not None and takes_eta(self.config):
+        if eta is not None and takes_eta(self.config) and self.fixed is None:
             solver = solver_of(self.config, eta=eta)
             plan = compile_plan(solver, self.schedule, nfe=plan.nfe, grid=plan.about["times"],  # type: ignore[arg-type]
                                 prediction=self.prediction)
-        rows = plan.rows
-        if not stands_alone(rows, begin):
-            rows = (*rows[:begin], *restart(plan, begin, solver, self.schedule, self.prediction))
-        return Run(rows, begin, plan.depth, self._denoise(solver, rows, clipped_direction),
-                   self._spread(solver, rows), self._to_datum(solver, rows))
+        rests = {begin: self._rows_from(plan, solver, begin) for begin in set(begins)}
+        beside = {begin: self._beside(solver, rows, clipped_direction) for begin, rows in rests.items()}
+        first = min(begins)
+        if len(rests) == 1:
+            rows, numbers = rests[first], beside[first]
+            spread = self._spread(solver, (*plan.rows[:first], *rows))
+        else:
+            if self._spread(solver, plan.rows) is not None:
+                raise ValueError(f"variance_type={self.config['variance_type']!r}: the noise of a learned variance "
+                                 "needs one timestep for the whole batch; set variance_type=None")
+            rows, spread = rows_side_by_side([rests[begin] for begin in begins], like), None
+            numbers = [Beside(*n) for n in numbers_side_by_side([beside[begin] for begin in begins], like)]
+        # Indices count from the plan's first row.
+        skipped = [Beside()] * first
+        limit, shows = self.limit, self.config["conventions"] in CONSISTENCY_CLASSES and self.fixed is None
+        return Run((*plan.rows[:first], *rows), first, plan.depth,
+                   None if limit is None else partial(_limited, numbers=[*skipped, *numbers], limit=limit), spread,
+                   [(n.point_seen, n.output_seen) for n in (*skipped, *numbers)] if shows else None)
 
-    def _denoise(
-        self, solver: Solver | None, rows: Sequence[Row], clipped_direction: bool
-    ) -> Callable[[int, Tensor, Tensor], Tensor] | None:
-        if self.limit is None:
-            return None
-        weights = self._to_sample(rows)
-        shares = [1.0] * len(rows)
-        unclipped = self.config["conventions"] in _DIRECTION_UNCLIPPED and not clipped_direction
-        if unclipped and solver is not None and solver.name.startswith("ddim"):
-            shares = [float(self.schedule.alpha(float(row.t_next))) / float(row.anchor[2]) for row in rows]
-        return partial(_limited, weights=weights, shares=shares, limit=self.limit)
+    def _rows_from(self, plan: Plan, solver: Solver, begin: int) -> tuple[Row, ...]:
+        if self.fixed is not None:
+            return rows_from(plan, begin)
+        if stands_alone(plan.rows, begin):
+            return plan.rows[begin:]
+        return restart(plan, begin, solver, self.schedule, self.prediction)
 
-    def _to_datum(self, solver: Solver, rows: Sequence[Row]) -> list[tuple[Weight, Weight]] | None:
-        """Pipelines of consistency models look at what each step predicts of the data."""
-        if self.config["conventions"] not in CONSISTENCY_CLASSES:
-            return None
-        if solver.name == "lcm":
-            return [row.to_prediction for row in rows]
-        return [(0.0, 1.0)] * len(rows) if self.limit is not None else [*self._to_sample(rows)]
+    def _beside(self, solver: Solver, rows: Sequence[Row], clipped_direction: bool) -> list[Beside]:
+        shows = self.config["conventions"] in CONSISTENCY_CLASSES
+        if self.limit is None and not shows:
+            return [Beside()] * len(rows)
+        unclipped = (self.config["conventions"] in _DIRECTION_UNCLIPPED and not clipped_direction
+                     and self.fixed is None and solver.name.startswith("ddim"))
+        numbers = []
+        for row, to_sample in zip(rows, self._to_sample(rows), strict=True):
+            share = float(self.schedule.alpha(float(row.t_next))) / float(row.anchor[2]) if unclipped else 1.0
+            read = (0.0, 1.0) if self.limit is not None else to_sample
+            numbers.append(Beside(*to_sample, share, *(row.to_prediction if solver.name == "lcm" else read)))
+        return numbers
 
     def _to_sample(self, rows: Sequence[Row]) -> list[tuple[float, float]]:
         return [self.schedule.conversion(self.network, "sample", float(row.t)) for row in rows]
@@ -192,7 +227,6 @@ class Recipe:
         self._check_stages(len(times) - 1)
         return compile_plan(self.solver, self.schedule, nfe=len(times) - 1, grid=times, prediction=self.prediction)
 
-
     def _check_stages(self, nfe: int) -> None:
         """Refuse a solver that places stages between the times of its grid."""
         usual = compile_plan(self.solver, self.schedule, nfe=max(nfe, 3), grid="time", prediction=self.prediction)
@@ -217,13 +251,12 @@ def _forward_noise(schedule: NoiseSchedule, row: Row) -> float:
     return math.sqrt(float(schedule.sigma(t)) ** 2 - kept**2)
 
 
-def _limited(
-    index: int, point: Tensor, raw: Tensor, *, weights: list[tuple[float, float]], shares: list[float], limit: Limit
-) -> Tensor:
+def _limited(index: int, point: Tensor, raw: Tensor, *, numbers: Sequence[Beside], limit: Limit) -> Tensor:
     """The clipped sample; and beyond it, as far as the plan's weight of the sample exceeds α, as DDIM has it."""
-    free = combine(weights[index], (point, raw.to(point.dtype)))
-    share = shares[index]
-    return limit(free) if share == 1.0 else torch.lerp(free, limit(free), share)
+    row = numbers[index]
+    free, share = combine((row.point, row.output), (point, raw.to(point.dtype))), row.share
+    clipped = limit(free)
+    return clipped if isinstance(share, float) and share == 1.0 else free + share * (clipped - free)
 
 
 def _limit(config: Mapping[str, Any]) -> Limit | None:

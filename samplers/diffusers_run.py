@@ -59,6 +59,11 @@ class Run:
         """Whether no row is left."""
         return self.index == len(self._rows)
 
+    @property
+    def time(self) -> Weight:
+        """The time at which the network is evaluated next."""
+        return self._rows[self.index].t
+
     def advance(
         self, raw: Tensor, sample: Tensor, draw: Callable[[torch.dtype], Tensor], variance: Tensor | None = None
     ) -> Tensor:
@@ -84,7 +89,7 @@ class Run:
         if self._to_datum is not None:
             point = registers.point
             self.datum = combine(self._to_datum[self.index], (point, raw.to(point.dtype))).to(sample.dtype)
-        noise = draw(registers.point.dtype) if row.noise != 0.0 else None
+        noise = draw(registers.point.dtype) if row.noisy else None
         if noise is not None and variance is not None and self._spread is not None:
             noise = noise * self._spread(self.index, variance)
         following = registers.advance(row, raw, noise).to(sample.dtype)

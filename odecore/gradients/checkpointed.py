@@ -55,7 +55,7 @@ def execute_checkpointed(
 
     Cost: as :func:`discrete`, one network evaluation a step.
     """
-    noisy = [isinstance(row.noise, Tensor) or row.noise != 0.0 for row in plan.rows]
+    noisy = [row.noisy for row in plan.rows]
     if any(noisy) and noise is None:
         raise ValueError("noise=None, but the plan adds noise: pass a function that draws it by the row's index")
     steps: list[PureStep] = [partial(_advance, row, index, model, x.dtype, plan.depth, noise if noisy[index] else None)

@@ -37,7 +37,7 @@ def with_corrector(variable: Variable, rows: Sequence[Row], *, rule: Rule = expo
 
     Source: UniC, Zhao et al. 2023, arXiv:2302.04867, algorithm 1.
     """
-    if any(isinstance(row.noise, float) and row.noise != 0.0 for row in rows):
+    if any(row.noisy for row in rows):
         raise ValueError("rows add noise, so that their steps are not those of the variable: hand the corrector's "
                          "weights to corrected()")
     _check_multistep(rows)
