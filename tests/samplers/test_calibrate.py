@@ -7,7 +7,8 @@ import torch
 
 from odecore.plan import Plan
 from samplers import sample
-from samplers.calibrate import FEW, LEAST, calibrate
+from samplers.calibrate import calibrate
+from samplers.halving import FEW, LEAST
 from scoremodels.analytic import MixtureModel
 from scoremodels.loaders import load
 from scoremodels.model import ScoreModel
