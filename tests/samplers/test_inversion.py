@@ -84,29 +84,27 @@ def run(scheduler: Any, x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("config", [
-    {}, {"timestep_spacing": "trailing"}, {"set_alpha_to_one": False, "steps_offset": 1},
-    {"beta_schedule": "scaled_linear"}])
-def test_a_ddim_inverse_config_gives_what_its_scheduler_gives(config: dict[str, Any]) -> None:
-    theirs = DDIMInverseScheduler(clip_sample=False, **config)
+def assert_taken_over(theirs: Any) -> None:
+    """A scheduler from their config goes through the same timesteps to the same end."""
     ours = FewStepScheduler.from_config(theirs)
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(10)
     assert torch.equal(ours.timesteps, theirs.timesteps)
     x = normal()
     torch.testing.assert_close(run(ours, x), run(theirs, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [
+    {}, {"timestep_spacing": "trailing"}, {"set_alpha_to_one": False, "steps_offset": 1},
+    {"beta_schedule": "scaled_linear"}])
+def test_a_ddim_inverse_config_gives_what_its_scheduler_gives(config: dict[str, Any]) -> None:
+    assert_taken_over(DDIMInverseScheduler(clip_sample=False, **config))
 
 
 @pytest.mark.parametrize("order", (1, 2, 3))
 @pytest.mark.parametrize("algorithm", ("dpmsolver++", "dpmsolver"))
 def test_a_multistep_inverse_config_gives_what_its_scheduler_gives(algorithm: str, order: int) -> None:
-    theirs = DPMSolverMultistepInverseScheduler(algorithm_type=algorithm, solver_order=order)
-    ours = FewStepScheduler.from_config(theirs)
-    for scheduler in (theirs, ours):
-        scheduler.set_timesteps(10)
-    assert torch.equal(ours.timesteps, theirs.timesteps)
-    x = normal()
-    torch.testing.assert_close(run(ours, x), run(theirs, x), rtol=1e-5, atol=1e-5)
+    assert_taken_over(DPMSolverMultistepInverseScheduler(algorithm_type=algorithm, solver_order=order))
 
 
 @pytest.mark.parametrize("by_value", (False, True))

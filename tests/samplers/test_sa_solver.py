@@ -21,8 +21,7 @@ from odecore.plan import Registers, execute
 from odecore.schemes.predictor_corrector import corrected, with_corrector
 from samplers import Solver, compile_plan
 from samplers.dpm_solver import SINGLESTEP
-from samplers.restart import restart
-from samplers.sa_solver import FULL, MIDDLE, SA_SOLVER, Tau, between, constant, sa_solver
+from samplers.sa_solver import FULL, MIDDLE, Tau, between, constant, sa_solver
 from samplers.sde_dpm_solver import sde_dpm_solver
 from samplers.solver import Path as Way
 from samplers.unipc import unip, unipc
@@ -173,22 +172,6 @@ def test_pure_noise_and_clean_data_are_ends(orders: tuple[int, int], nfe: int) -
         plan = compile_plan(sa_solver(*orders, tau=FULL, lower_order_final=falls), RectifiedFlow(), nfe=nfe,
                             prediction="flow")
         assert plan.nfe == nfe and plan.rows[0].anchor[0] == 0.0 and plan.rows[-1].noise == 0.0
-
-
-@pytest.mark.parametrize("begin", range(6))
-@pytest.mark.parametrize("solver", SA_SOLVER, ids=lambda s: s.name)
-def test_a_run_from_the_middle_keeps_the_marginals_of_a_point_mass(solver: Solver, begin: int) -> None:
-    schedule = ContinuousVP()
-    plan = compile_plan(solver, schedule, nfe=7, end="minimum", prediction="sample")
-    rows = restart(plan, begin, solver, schedule, "sample")
-    assert [row.t for row in rows] == [row.t for row in plan.rows[begin:]]
-    basis = torch.eye(2 + len(rows), dtype=torch.float64)
-    t, last = float(rows[0].t), float(rows[-1].t_next)
-    registers = Registers(schedule.alpha(t) * basis[0] + schedule.sigma(t) * basis[1], plan.depth)
-    for row, draw in zip(rows, basis[2:], strict=True):
-        registers.advance(row, basis[0], draw)
-    assert float(registers.anchor[0]) == pytest.approx(schedule.alpha(last), rel=1e-9)
-    assert float(registers.anchor[1:].norm()) == pytest.approx(schedule.sigma(last), rel=1e-9)
 
 
 def by_two_states(rows: Sequence[Any], correctors: Sequence[Sequence[float]], network: Any, draws: Any) -> float:

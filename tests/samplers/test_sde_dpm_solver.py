@@ -31,6 +31,7 @@ from samplers.published import solver_with_weights
 from samplers.registry import solver_named
 from samplers.restart import restart
 from samplers.reverse_sde import reverse_multistep
+from samplers.sa_solver import SA_SOLVER
 from samplers.sde_dpm_solver import DPMPP_SDE, SDE_DPM_SOLVER, dpmpp_sde, sde_dpm_solver
 from scoremodels.loaders import load
 from scoremodels.schedule import EDM, VE, ContinuousVP, DiscreteVP, NoiseSchedule, RectifiedFlow
@@ -507,7 +508,7 @@ def test_pure_noise_is_a_start(solver: Solver, nfe: int) -> None:
 
 
 @pytest.mark.parametrize("begin", range(7))
-@pytest.mark.parametrize("solver", ALL, ids=lambda s: s.name)
+@pytest.mark.parametrize("solver", [*ALL, *SA_SOLVER], ids=lambda s: s.name)
 def test_a_run_from_the_middle_keeps_the_marginals_of_a_point_mass(solver: Solver, begin: int) -> None:
     """Where x0 = c is known, every start gives N(α c, σ²) at the end, also in the middle of a step of two stages."""
     schedule = ContinuousVP()
