@@ -81,7 +81,7 @@ from samplers.diffusers import FewStepScheduler
 from scoremodels.loaders import model_folder
 
 pipe = DDPMPipeline.from_pretrained(model_folder("fashion-mnist-ddpm"))
-pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config)
+pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config, solver="dpm-solver++-2m")
 images = pipe(batch_size=100, num_inference_steps=10).images"""),
 }
 
