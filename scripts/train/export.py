@@ -74,8 +74,10 @@ DESCRIPTIONS = {
         "An unconditional diffusion model of Fashion-MNIST in discrete time, as a diffusers pipeline folder.",
         "DDPM (Ho et al. 2020, arXiv:2006.11239): 1000 steps, β linear from 0.0001 to 0.02; the model predicts ε",
         "diffusers' `UNet2DModel`: widths 16, 32, 96, one layer a block, attention at the lowest resolution",
-        "mean squared error of ε, timesteps uniform; weighted by min(1 + 4 σ²/α², 100) in all but the first run. Two "
-        "runs went before: `ddpm`, 4,687 steps of 64 images with learning rate 0.001, and 1,200 weighted steps",
+        "mean squared error of ε, weighted by min(1 + 4 σ²/α², 100), towards the mean of ε over the training images "
+        "where that is not one image's (Xu et al. 2023, arXiv:2302.00670), log σ/α ~ N(-0.6, 1.4²). Three runs went "
+        "before: `ddpm`, 4,687 steps of 64 images with learning rate 0.001 and timesteps uniform, and 1,200 and "
+        "2,750 steps of `ddpm-refine`, so weighted, towards ε itself",
         """from diffusers import DDPMPipeline
 from samplers.diffusers import FewStepScheduler
 from scoremodels.loaders import model_folder
