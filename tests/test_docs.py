@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = [(path, code) for path in sorted((ROOT / "docs").glob("*.md"))
+EXAMPLES = [(path, code) for path in sorted((ROOT / "docs").rglob("*.md"))
             for code in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)]
 GUIDE = (ROOT / "docs" / "odecore.md").read_text(encoding="utf-8")
 FOLDERS = re.findall(r"^\| `(odecore/\w*/?)` \|", GUIDE, re.MULTILINE)

@@ -1,0 +1,1 @@
+"""Learned dynamics: fields, constraints, operators, observers, preconditioners and the one loop that trains them."""
