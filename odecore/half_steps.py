@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odecore.stepper import Carry, Field, Step, Stepper
+from odecore.stepper import Carry, Field, Iterative, Judge, Step, Stepper
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,10 @@ class HalfSteps:
     def error_order(self) -> int:
         """The power of h with which the error estimate shrinks."""
         return self.stepper.order + 1
+
+    def judged(self, judge: Judge) -> HalfSteps:
+        """The same for errors that are judged so."""
+        return HalfSteps(self.stepper.judged(judge)) if isinstance(self.stepper, Iterative) else self
 
     def start(self, field: Field, t0: Tensor, y: Tensor) -> tuple[Carry, int]:
         """What the method starts with."""

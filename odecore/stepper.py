@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 Carry = tuple[Tensor, ...]
 """What a stepper hands on to its next step: tensors with one row a sample."""
+
+
+Judge = Callable[[Tensor, Tensor], Tensor]
+"""``(error, magnitude) -> error ratio`` of each sample, of tensors like the state: what accepts steps."""
 
 
 class Dense(NamedTuple):
@@ -77,6 +81,14 @@ class Stepper(Protocol):
         A sample for which the step cannot be found (an iteration that does not converge) gets an
         error of inf: the driver then repeats it shorter.
         """
+
+
+@runtime_checkable
+class Iterative(Protocol):
+    """A stepper that iterates, and needs to go no closer to its solution than the driver would notice."""
+
+    def judged(self, judge: Judge) -> Stepper:
+        """The same method for errors that are judged so; tolerances of its own stay as they are."""
 
 
 def send(host: Tensor, device: torch.device) -> Tensor:

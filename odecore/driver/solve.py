@@ -23,7 +23,7 @@ from odecore.driver.moving import followed, moving_end, moving_start, shift
 from odecore.driver.pytree import Tree, on_trees
 from odecore.driver.record import Pieces, Recorder, StatesAt, Taken, Watch
 from odecore.driver.solution import Solution, SolveError, Status, checked
-from odecore.stepper import Carry, Step, Stepper, column, send
+from odecore.stepper import Carry, Iterative, Step, Stepper, column, send
 
 __all__ = ["Norm", "Solution", "SolveError", "Status", "larger_tolerance", "solve", "summed_tolerance"]
 
@@ -39,6 +39,13 @@ def summed_tolerance(error: Tensor, magnitude: Tensor, rtol: float, atol: float)
 def larger_tolerance(error: Tensor, magnitude: Tensor, rtol: float, atol: float) -> Tensor:
     """``RMS(error / max(atol, rtol · magnitude))`` over each sample."""
     return _root_mean_square(error, (rtol * magnitude).clamp(min=atol), atol)
+
+
+def judged(stepper: Stepper, rtol: float, atol: float, norm: Norm = summed_tolerance) -> Stepper:
+    """The method as the driver runs it: what it iterates, it iterates as far as the norm of errors notices."""
+    if not isinstance(stepper, Iterative):
+        return stepper
+    return stepper.judged(lambda error, magnitude: norm(error, magnitude, rtol, atol))
 
 
 @on_trees
@@ -130,6 +137,7 @@ def solve(
         raise ValueError("stepper estimates no error (error_order=0): give it a grid, in odecore.driver.integrate, or "
                          "let odecore.half_steps estimate its error")
     _check(first_step, max_steps, shortest, longest)
+    stepper = judged(stepper, rtol, atol, norm)
     begin, end = times_of("t0", t0, samples), times_of("t1", t1, samples)
     complete = bound(field, args, y0.dtype)
     result = moving_start(complete, y0.float() if y0.dtype in HALF else y0, t0)

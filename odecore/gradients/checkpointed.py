@@ -15,7 +15,7 @@ from odecore.driver.integrate import Grid, Times, integrate
 from odecore.driver.moving import moving_end, moving_start
 from odecore.driver.pytree import Tree, on_trees
 from odecore.driver.record import StatesAt
-from odecore.driver.solve import solve
+from odecore.driver.solve import judged, solve, summed_tolerance
 from odecore.gradients.adjoint import PureStep, State, affordable, check_whole, discrete
 from odecore.plan import Plan, Registers, Row, Weight
 from odecore.stepper import Stepper
@@ -156,6 +156,7 @@ def solve_checkpointed(
     reached = [begin]
     with torch.no_grad():
         solve(stepper, field, y0, t0, t1, args=args, callback=lambda attempt, t: reached.append(t), **options)
+    stepper = judged(stepper, options["rtol"], options["atol"], options.get("norm", summed_tolerance))
     complete = bound(field, args, y0.dtype)
     y0 = moving_start(complete, y0, t0)
     start = y0.float() if y0.dtype in HALF else y0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ from odecore.implicit.newton import Chord, RootFinder
 from odecore.implicit.stages import solve_slope
 from odecore.plan import combine
 from odecore.problem import Linear, RightHandSide, Semilinear, Split, require
-from odecore.stepper import Carry, Dense, Field, Step, column, send
+from odecore.stepper import Carry, Dense, Field, Judge, Step, column, send
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class AdditiveRungeKutta:
         tableau: the method, one of :mod:`odecore.implicit.additive_tableaus`; without embedded weights it serves on
             fixed grids.
         solver: how the stages of a Split problem are solved. Their Jacobians are those of g.
+        judge: what errors are judged by; the adaptive driver says it.
 
     Cost: up to ``tableau.stages`` evaluations of f a step, one less where the result is the last stage;
         of g one for an explicit first stage, and what the solver takes. An evaluation of either part
@@ -57,6 +58,7 @@ class AdditiveRungeKutta:
 
     tableau: AdditiveTableau
     solver: RootFinder = field(default_factory=Chord)
+    judge: Judge | None = field(default=None, repr=False)
 
     @property
     def order(self) -> int:
@@ -68,6 +70,10 @@ class AdditiveRungeKutta:
         """The power of h with which the error estimate shrinks; 0 if there is none."""
         return self.tableau.implicit.embedded_order + 1 if self.tableau.implicit.embedded else 0
 
+    def judged(self, judge: Judge) -> AdditiveRungeKutta:
+        """The same for errors that are judged so."""
+        return replace(self, judge=judge)
+
     def start(self, field: Field, t0: Tensor, y: Tensor) -> tuple[Carry, int]:
         """Nothing."""
         return (), 0
@@ -75,7 +81,7 @@ class AdditiveRungeKutta:
     def step(self, field: Field, t0: Tensor, t1: Tensor, y: Tensor, carry: Carry) -> Step:
         """Go from y at t0 to t1."""
         scheme, stages = _scheme(self.tableau), self.tableau.stages
-        mild, stiff = _parts(field, self.solver)
+        mild, stiff = _parts(field, self.solver, self.judge)
         h, size = column(t1 - t0, y), y.abs()
         slopes: list[Tensor | None] = [None] * (2 * stages)
         solved: list[_Stage] = []
@@ -179,13 +185,15 @@ class _Stiff(Protocol):
 class _Nonlinear:
     slope: RightHandSide
     solver: RootFinder
+    judge: Judge | None
     cost: int = 1
 
     def stage(
         self, known: Tensor, reach: Tensor, t: Tensor, guess: Tensor, inverse: Inverse | None, size: Tensor
     ) -> _Stage:
         length = column(reach, known)
-        found = solve_slope(self.solver, lambda y: self.slope(y, t), known, length, guess, size, inverse)
+        found = solve_slope(self.solver, lambda y: self.slope(y, t), known, length, guess, size, inverse,
+                            self.judge)
         return _Stage(known + length * found.z, *found)
 
 
@@ -204,12 +212,12 @@ class _Linear:
         return _Stage(y, (y - known) / column(reach, y))
 
 
-def _parts(field: object, solver: RootFinder) -> tuple[RightHandSide, _Stiff]:
+def _parts(field: object, solver: RootFinder, judge: Judge | None) -> tuple[RightHandSide, _Stiff]:
     """The explicit and the implicit part of a problem."""
     if isinstance(field, Semilinear):
         return field.nonlinear, _Linear(field.linear)
     split = require(field, Split, "AdditiveRungeKutta")
-    return split.explicit, _Nonlinear(split.implicit, solver)
+    return split.explicit, _Nonlinear(split.implicit, solver, judge)
 
 
 class _Scheme(NamedTuple):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odecore.implicit.jacobian import Function, Inverse, MatrixFree
-from odecore.implicit.newton import Root, check, thresholds, violation
+from odecore.implicit.newton import Measure, Root, check, measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Anderson:
 
     Args:
         tolerance: relative size of ``β F(z)`` at which a sample has converged, see
-            :func:`~odecore.implicit.newton.thresholds`.
+            :func:`~odecore.implicit.newton.thresholds`; None as with :class:`~odecore.implicit.newton.Newton`.
         limit: most iterations.
         depth: m, at least 0; 0 is the plain iteration.
         mixing: β, above 0.
@@ -41,7 +41,7 @@ class Anderson:
     Source: Walker & Ni 2011, Anderson acceleration for fixed-point iterations, doi:10.1137/10078356X.
     """
 
-    tolerance: float = 1e-10
+    tolerance: float | None = None
     limit: int = 100
     depth: int = 5
     mixing: float = 1.0
@@ -59,9 +59,12 @@ class Anderson:
             raise ValueError(f"mixing={self.mixing}: give a factor above 0")
 
     @torch.no_grad()
-    def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
+    def find(
+        self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None,
+        measure: Measure | None = None,
+    ) -> Root:
         """Iterate from a guess; an inverse given is not used."""
-        z, iterations = guess.detach(), 0
+        z, iterations, size = guess.detach(), 0, measured(scale, self.tolerance, measure)
         active = torch.ones(len(z), dtype=torch.bool, device=z.device)
         converged = ~active
         iterates: list[Tensor] = []
@@ -69,7 +72,7 @@ class Anderson:
         while iterations < self.limit and bool(active.any()):
             residual = function(z)
             iterations += 1
-            change = violation(self.mixing * residual, thresholds(z, scale, self.tolerance))
+            change = size(self.mixing * residual, z)
             converged = converged | (active & (change <= 1))
             iterates, residuals = [*iterates, z][-self.depth - 1:], [*residuals, residual][-self.depth - 1:]
             new = self._extrapolated(iterates, residuals)

@@ -155,20 +155,24 @@ class Inverse(Protocol):
 
 
 class Factors(NamedTuple):
-    """LU factors of the Jacobian of each sample."""
+    """LU factors of the Jacobian of each sample, and the Jacobians themselves."""
 
     lu: Tensor
     pivots: Tensor
+    matrices: Tensor
 
     @classmethod
     def of(cls, matrices: Tensor) -> Factors:
         """Factor; singular matrices give solutions that are not finite."""
-        return cls(*torch.linalg.lu_factor_ex(matrices)[:2])
+        lu, pivots, _ = torch.linalg.lu_factor_ex(matrices)
+        return cls(lu, pivots, matrices)
 
     def replaced(self, where: Bool[Tensor, " samples"], other: Factors) -> Factors:
         """The other's factors for the samples chosen."""
-        return Factors(torch.where(where.reshape(-1, 1, 1), other.lu, self.lu),
-                       torch.where(where.unsqueeze(1), other.pivots, self.pivots))
+        square = where.reshape(-1, 1, 1)
+        return Factors(torch.where(square, other.lu, self.lu),
+                       torch.where(where.unsqueeze(1), other.pivots, self.pivots),
+                       torch.where(square, other.matrices, self.matrices))
 
     def solve(self, r: Float[Tensor, "samples n"]) -> Solved:
         """``J^{-1} r``."""

@@ -12,6 +12,13 @@ from torch import Tensor
 
 from odecore.implicit.jacobian import Dense, Factors, Function, Inverse, MatrixFree, Structure, jacobian
 
+TIGHT = 1e-10
+"""Relative size of a change of a root that is as good as none, where nobody says how exact it has to be."""
+
+
+_FEW = 10
+"""Iterations after which a shorter step costs less than to go on."""
+
 
 class Root(NamedTuple):
     """What a root finder returns.
@@ -33,11 +40,21 @@ class Root(NamedTuple):
     inverse: Inverse | None = None
 
 
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""``(change of z, z) -> size`` of the change of each sample; up to 1 it is none."""
+
+
 class RootFinder(Protocol):
     """A method for ``F(z) = 0`` with real z of shape (samples, n), as a value."""
 
-    def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
-        """Iterate, without gradients; an inverse found earlier may be used while it serves."""
+    def find(
+        self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None,
+        measure: Measure | None = None,
+    ) -> Root:
+        """Iterate, without gradients; an inverse found earlier may be used while it serves.
+
+        A measure stands for a tolerance where the method has none of its own.
+        """
 
     def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
         """The inverse Jacobian at z and its evaluations; ``accurate`` for gradients, close to rounding."""
@@ -60,18 +77,30 @@ def violation(change: Float[Tensor, "samples n"], threshold: Float[Tensor, "samp
     return torch.where(change == 0, 0.0, change / threshold).square().mean(1).sqrt()
 
 
+def measured(scale: Float[Tensor, "samples n"], tolerance: float | None, measure: Measure | None) -> Measure:
+    """What tells how large changes are: a tolerance, else a measure, else the tolerance ``TIGHT``."""
+    if tolerance is None and measure is not None:
+        return measure
+    return lambda change, z: violation(change, thresholds(z, scale, TIGHT if tolerance is None else tolerance))
+
+
+def patience(limit: int, measure: Measure | None) -> int:
+    """Most iterations: few where a driver measures, which may shorten the step instead."""
+    return limit if measure is None else min(limit, _FEW)
+
+
 Relinearise = Callable[[Tensor, Inverse | None, Tensor], tuple[Inverse, int]]
 """``(z, inverse so far, samples that converge slowly) -> (inverse to use, evaluations)``."""
 
 
 @torch.no_grad()
 def newton_iteration(
-    function: Function, guess: Float[Tensor, "samples n"], scale: Float[Tensor, "samples n"],
-    relinearise: Relinearise, *, tolerance: float, limit: int, slow: float, inverse: Inverse | None = None,
+    function: Function, guess: Float[Tensor, "samples n"], relinearise: Relinearise, *, measure: Measure, limit: int,
+    slow: float, inverse: Inverse | None = None,
 ) -> Root:
     """Repeat ``z ← z - J^{-1} F(z)`` until the change, or what the rate of convergence leaves of it, is small.
 
-    With changes δ_k measured by :func:`violation` and the rate ``θ = ‖δ_k‖ / ‖δ_{k-1}‖``, a sample has
+    With the sizes of changes δ_k and the rate ``θ = ‖δ_k‖ / ‖δ_{k-1}‖``, a sample has
     converged where ``θ / (1 - θ) · ‖δ_k‖ ≤ 1``, or ``‖δ_k‖ ≤ 1``. It is then left alone, so that its root
     does not depend on the batch. A change by an old Jacobian that is no smaller than the one before is
     not made.
@@ -79,10 +108,9 @@ def newton_iteration(
     Args:
         function: F.
         guess: first iterate.
-        scale: sizes that changes are compared with, besides z itself.
         relinearise: makes the inverse, before the first iteration if none is given and whenever
             samples converge slowly.
-        tolerance: of :func:`thresholds`.
+        measure: of changes.
         limit: most iterations.
         slow: rate above which a sample asks for a new linearisation.
         inverse: to start with.
@@ -103,7 +131,7 @@ def newton_iteration(
         assert inverse is not None
         solved = inverse.solve(torch.where(active.unsqueeze(1), -function(z), 0.0))
         newton, krylov, nfe = newton + 1, krylov + solved.krylov, nfe + 1 + solved.krylov
-        size = violation(solved.x, thresholds(z + solved.x, scale, tolerance))
+        size = measure(solved.x, z + solved.x)
         rate = size / before
         # An unsolved linear system must not pass for a root, nor changes that grow for progress.
         sound = torch.isfinite(size) & (solved.residual < 0.1)
@@ -123,8 +151,9 @@ class Newton:
     """Newton's method with the Jacobian of every sample at every iterate, for small systems.
 
     Args:
-        tolerance: relative size of the change at which a sample has converged, see :func:`thresholds`.
-        limit: most iterations.
+        tolerance: relative size of the change at which a sample has converged, see :func:`thresholds`; None
+            takes what an adaptive driver would notice, and ``TIGHT`` elsewhere.
+        limit: most iterations; under an adaptive driver 10 if it is more.
         jacobian: how Jacobians are found.
 
     Raises:
@@ -133,17 +162,21 @@ class Newton:
     Cost: an iteration takes 1 + n evaluations, l + u + 2 with ``Banded(l, u)``, and an LU factorisation.
     """
 
-    tolerance: float = 1e-10
+    tolerance: float | None = None
     limit: int = 12
     jacobian: Structure = field(default_factory=Dense)
 
     def __post_init__(self) -> None:
         check(self.tolerance, self.limit)
 
-    def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
+    def find(
+        self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None,
+        measure: Measure | None = None,
+    ) -> Root:
         """Iterate from a guess; an inverse given is not used."""
-        return newton_iteration(function, guess, scale, _factorised(self.jacobian, function),
-                                tolerance=self.tolerance, limit=self.limit, slow=-1.0)
+        return newton_iteration(function, guess, _factorised(self.jacobian, function),
+                                measure=measured(scale, self.tolerance, measure), limit=patience(self.limit, measure),
+                                slow=-1.0)
 
     def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
         """The factorised Jacobian at z."""
@@ -157,8 +190,9 @@ class Chord:
     Where a sample converges more slowly than ``slow``, its Jacobian is found anew (and only its).
 
     Args:
-        tolerance: relative size of the change at which a sample has converged, see :func:`thresholds`.
-        limit: most iterations.
+        tolerance: relative size of the change at which a sample has converged, see :func:`thresholds`; None
+            takes what an adaptive driver would notice, and ``TIGHT`` elsewhere.
+        limit: most iterations; under an adaptive driver 10 if it is more.
         slow: factor that an iteration must reduce the change to, between 0 and 1.
         jacobian: how Jacobians are found.
 
@@ -169,7 +203,7 @@ class Chord:
         for each Jacobian.
     """
 
-    tolerance: float = 1e-10
+    tolerance: float | None = None
     limit: int = 30
     slow: float = 0.3
     jacobian: Structure = field(default_factory=Dense)
@@ -179,10 +213,14 @@ class Chord:
         if not 0 < self.slow < 1:
             raise ValueError(f"slow={self.slow}: give a factor between 0 and 1")
 
-    def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
+    def find(
+        self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None,
+        measure: Measure | None = None,
+    ) -> Root:
         """Iterate from a guess, with the factors given or those of the guess."""
-        return newton_iteration(function, guess, scale, _factorised(self.jacobian, function),
-                                tolerance=self.tolerance, limit=self.limit, slow=self.slow, inverse=inverse)
+        return newton_iteration(function, guess, _factorised(self.jacobian, function),
+                                measure=measured(scale, self.tolerance, measure), limit=patience(self.limit, measure),
+                                slow=self.slow, inverse=inverse)
 
     def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
         """The factorised Jacobian at z."""
@@ -194,8 +232,9 @@ class NewtonKrylov:
     """Newton's method whose linear systems GMRES solves from products with the Jacobian, for large systems.
 
     Args:
-        tolerance: relative size of the change at which a sample has converged, see :func:`thresholds`.
-        limit: most Newton iterations.
+        tolerance: relative size of the change at which a sample has converged, see :func:`thresholds`; None
+            takes what an adaptive driver would notice, and ``TIGHT`` elsewhere.
+        limit: most Newton iterations; under an adaptive driver 10 if it is more.
         linear_tolerance: relative residual of the linear systems of an iteration.
         adjoint_tolerance: the same for gradients.
         restart: largest dimension of the Krylov subspace.
@@ -210,7 +249,7 @@ class NewtonKrylov:
     Source: Knoll & Keyes 2004, Jacobian-free Newton–Krylov methods, doi:10.1016/j.jcp.2003.08.010.
     """
 
-    tolerance: float = 1e-10
+    tolerance: float | None = None
     limit: int = 20
     linear_tolerance: float = 1e-2
     adjoint_tolerance: float = 1e-13
@@ -222,10 +261,14 @@ class NewtonKrylov:
         check(self.linear_tolerance, self.linear_limit, "linear_")
         check(self.adjoint_tolerance, self.restart, "adjoint_", limit_name="restart")
 
-    def find(self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None) -> Root:
+    def find(
+        self, function: Function, guess: Tensor, scale: Tensor, inverse: Inverse | None = None,
+        measure: Measure | None = None,
+    ) -> Root:
         """Iterate from a guess; an inverse given is not used."""
-        return newton_iteration(function, guess, scale, lambda z, *_: self.linearised(function, z),
-                                tolerance=self.tolerance, limit=self.limit, slow=-1.0)
+        return newton_iteration(function, guess, lambda z, *_: self.linearised(function, z),
+                                measure=measured(scale, self.tolerance, measure), limit=patience(self.limit, measure),
+                                slow=-1.0)
 
     def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
         """GMRES with the Jacobian at z."""
@@ -246,13 +289,13 @@ def _factors(structure: Structure, function: Function, z: Tensor) -> tuple[Facto
     return Factors.of(matrices.values), matrices.nfe
 
 
-def check(tolerance: float, limit: int, prefix: str = "", *, limit_name: str = "") -> None:
+def check(tolerance: float | None, limit: int, prefix: str = "", *, limit_name: str = "") -> None:
     """Refuse tolerances and limits out of range.
 
     Raises:
         ValueError: a tolerance outside of (0, 1), or a limit that is no whole number of at least 1.
     """
-    if not 0 < tolerance < 1:
+    if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"{prefix}tolerance={tolerance}: give a relative size between 0 and 1")
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"{limit_name or prefix + 'limit'}={limit!r}: give a whole number, at least 1")

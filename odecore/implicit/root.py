@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from odecore.implicit.jacobian import Inverse, Solved
-from odecore.implicit.newton import Root, RootFinder
+from odecore.implicit.newton import Measure, Root, RootFinder
 
 
 def root(
@@ -23,6 +23,7 @@ def root(
     *,
     scale: Float[Tensor, "samples ..."] | None = None,
     inverse: Inverse | None = None,
+    measure: Measure | None = None,
 ) -> Root:
     """Solve ``F(z) = 0`` for every sample, differentiably in everything that F reads.
 
@@ -42,6 +43,8 @@ def root(
         scale: sizes that changes of z are compared with, besides z itself; real, not negative, and
             infinite where any change is small.
         inverse: ``Root.inverse`` of a similar system, for ``Chord`` to start with.
+        measure: of changes of z, as real vectors, in place of the scale where the finder has no
+            tolerance of its own.
 
     Returns:
         The roots, which samples converged, and counts of evaluations of F.
@@ -63,7 +66,7 @@ def root(
     if guess.is_complex() and scale is not None:
         sizes = sizes.repeat_interleave(2, 1)
     with torch.no_grad():
-        found = finder.find(flat, start, sizes, inverse)
+        found = finder.find(flat, start, sizes, inverse, measure)
     z, nfe = found.z.detach(), found.nfe
     if torch.is_grad_enabled():
         z, nfe = _Implicit.apply(flat(z), z, partial(finder.linearised, flat, accurate=True)), nfe + 1

@@ -18,7 +18,7 @@ from odecore.implicit.root import flatten, unflatten
 from odecore.implicit.stages import Stages, StepSystem, damped_error, damping, solve_stages
 from odecore.implicit.tableaus import ImplicitTableau
 from odecore.plan import combine
-from odecore.stepper import Carry, Dense, Field, Step, send
+from odecore.stepper import Carry, Dense, Field, Judge, Step, send
 
 _CUBIC = 4
 """Highest order of a method that the cubic Hermite polynomial of a step keeps."""
@@ -40,12 +40,13 @@ class ImplicitRungeKutta:
 
     Args:
         tableau: the method; without embedded weights it serves on fixed grids, see :func:`with_slope`.
-        solver: how stages are solved, with the tolerance at which a sample has converged: the change of
-            ``h γ k`` relative to the state, by the rule of :func:`~odecore.implicit.newton.thresholds`. The
-            default suffices for relative tolerances of the driver down to 1e-8 or so.
+        solver: how stages are solved. A tolerance of its own bounds the change of ``h γ k`` relative to the
+            state, by the rule of :func:`~odecore.implicit.newton.thresholds`; without one an iteration
+            ends where the adaptive driver would see a hundredth of the error that a step may have.
+        judge: what errors are judged by; the adaptive driver says it.
 
     Cost: for each stage what the solver takes, where an evaluation of a coupled system counts as one of
-        the field for each of its stages. The filter of coupled methods takes one more Jacobian. Dense
+        the field for each of its stages. ``Chord`` starts coupled systems with one Jacobian, at the start. Dense
         output: none where both slopes at the ends are stages (cubic Hermite interpolation, and above order 4
         :func:`~odecore.analysis.continuous.continuous_weights`), else as :func:`~odecore.driver.dense.bootstrapped`.
 
@@ -55,6 +56,7 @@ class ImplicitRungeKutta:
 
     tableau: ImplicitTableau
     solver: RootFinder = field(default_factory=Chord)
+    judge: Judge | None = field(default=None, repr=False)
 
     @property
     def order(self) -> int:
@@ -71,13 +73,17 @@ class ImplicitRungeKutta:
         """Whether the last stage is the slope at the result, and the first that at the start."""
         return self.tableau.explicit_first and self.tableau.stiffly_accurate
 
+    def judged(self, judge: Judge) -> ImplicitRungeKutta:
+        """The same for errors that are judged so."""
+        return replace(self, judge=judge)
+
     def start(self, field: Field, t0: Tensor, y: Tensor) -> tuple[Carry, int]:
         """The slope at the start: the first stage, or a guess of it."""
         return (flatten(field(y, send(t0, y.device))),), 1
 
     def step(self, field: Field, t0: Tensor, t1: Tensor, y: Tensor, carry: Carry) -> Step:
         """Go from y at t0 to t1."""
-        system = StepSystem.of(field, t0, t1, y)
+        system = StepSystem.of(field, t0, t1, y, self.judge)
         stages = solve_stages(self.tableau, self.solver, system, carry[0], known=self.first_same_as_last)
         new = unflatten(system.start + system.length * combine(self.tableau.b, stages.slopes), y)
         error, krylov, nfe = self._error(system, stages)

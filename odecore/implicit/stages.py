@@ -13,12 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from odecore.analysis.trees import square
-from odecore.implicit.jacobian import Inverse, Matrices, Structure
-from odecore.implicit.newton import Root, RootFinder
+from odecore.implicit.jacobian import Factors, Inverse, Matrices, Structure, jacobian
+from odecore.implicit.newton import Chord, Measure, Root, RootFinder
 from odecore.implicit.root import flatten, root, unflatten
 from odecore.implicit.tableaus import ImplicitTableau
 from odecore.plan import combine
-from odecore.stepper import Field, column, send
+from odecore.stepper import Field, Judge, column, send
+
+_SHARE = 0.01
+"""Share of the error that a step may have, that an iteration may leave."""
+
+_ROUNDING = 32
+"""Rounding units of the whole state within which its changes are not to be told from none."""
 
 
 class StepSystem(NamedTuple):
@@ -28,20 +34,26 @@ class StepSystem(NamedTuple):
         field: ``(y, c) -> f(y, t0 + c h)``.
         start: y at t0.
         length: h, of shape (samples, 1).
+        judge: what errors of y are judged by, if anything.
     """
 
     field: Callable[[Tensor, float], Tensor]
     start: Tensor
     length: Tensor
+    judge: Judge | None
 
     @classmethod
-    def of(cls, field: Field, t0: Tensor, t1: Tensor, y: Tensor) -> StepSystem:
+    def of(cls, field: Field, t0: Tensor, t1: Tensor, y: Tensor, judge: Judge | None = None) -> StepSystem:
         """View a step so."""
         def flat(z: Tensor, c: float) -> Tensor:
             return flatten(field(unflatten(z, y), send(torch.lerp(t0, t1, c), y.device)))
 
+        def judged(error: Tensor, magnitude: Tensor) -> Tensor:
+            assert judge is not None
+            return judge(unflatten(error, y), unflatten(magnitude, y).abs())
+
         start = flatten(y)
-        return cls(flat, start, column(t1 - t0, start))
+        return cls(flat, start, column(t1 - t0, start), None if judge is None else judged)
 
     def at(self, c: float) -> Callable[[Tensor], Tensor]:
         """The field at one time of the step."""
@@ -102,7 +114,7 @@ def _one_by_one(
             continue
         guess = stages.slopes[-1] if stages.slopes else latest
         found = solve_slope(solver, system.at(tableau.c[i]), base, diagonal * system.length, guess,
-                            system.start.abs(), stages.inverse if diagonal == before else None)
+                            system.start.abs(), stages.inverse if diagonal == before else None, system.judge)
         stages = Stages((*stages.slopes, found.z), stages.converged & found.converged, stages.newton + found.newton,
                         stages.krylov + found.krylov, stages.nfe + found.nfe, found.inverse)
     return stages
@@ -110,7 +122,7 @@ def _one_by_one(
 
 def solve_slope(
     solver: RootFinder, field: Callable[[Tensor], Tensor], base: Tensor, reach: Tensor, guess: Tensor, size: Tensor,
-    inverse: Inverse | None,
+    inverse: Inverse | None, judge: Judge | None = None,
 ) -> Root:
     """Solve ``k = f(base + reach k)`` for the slope k of one stage, of states of any shape.
 
@@ -122,8 +134,21 @@ def solve_slope(
         guess: of the slope.
         size: of the state; changes of ``reach k`` are compared with it.
         inverse: of a similar stage, to start with.
+        judge: what errors of the state are judged by, if anything.
     """
-    return root(solver, lambda k: k - field(base + reach * k), guess, scale=size / reach.abs(), inverse=inverse)
+    return root(solver, lambda k: k - field(base + reach * k), guess, scale=size / reach.abs(), inverse=inverse,
+                measure=None if judge is None else noticed(judge, size, reach, guess))
+
+
+def noticed(judge: Judge, size: Tensor, reach: Tensor, like: Tensor) -> Measure:
+    """What a driver sees of changes δ of a slope z like ``like``: ``judge(hγ δ, max(|y|, |hγ z|))``."""
+    def measure(change: Tensor, z: Tensor) -> Tensor:
+        move, there = reach * unflatten(change, like), torch.maximum(size, (reach * unflatten(z, like)).abs())
+        rounding = _ROUNDING * torch.finfo(there.dtype).eps * flatten(there).square().mean(1).sqrt()
+        move = torch.where(move.abs() <= column(rounding, there), 0.0, move)
+        return judge(move, there) / _SHARE
+
+    return measure
 
 
 def _together(
@@ -134,10 +159,23 @@ def _together(
                       [row[first:] for row in tableau.a[first:]], tableau.c[first:])
     count = tableau.stages - first
     scale = system.start.abs() / (damping(tableau) * system.length.abs())
-    found = root(solver, coupled, latest.repeat(1, count), scale=scale.repeat(1, count))
+    measure, inverse, cost = None, None, 0
+    if isinstance(solver, Chord):
+        # One Jacobian for all stages; where that is too far off, the iteration asks for those of the stages.
+        blocks = jacobian(solver.jacobian, system.at(0.0), system.start)
+        inverse, cost = Factors.of(coupled.linearised(blocks.values.unsqueeze(1).expand(-1, count, -1, -1))), blocks.nfe
+    if system.judge is not None:
+        each = noticed(system.judge, system.start.abs(), damping(tableau) * system.length, latest)
+
+        def measure(change: Tensor, z: Tensor) -> Tensor:
+            parts = zip(change.chunk(count, 1), z.chunk(count, 1), strict=True)
+            return torch.stack([each(*part) for part in parts]).amax(0)
+
+    found = root(solver, coupled, latest.repeat(1, count), scale=scale.repeat(1, count), inverse=inverse,
+                 measure=measure)
     slopes = found.z.unflatten(1, (count, -1)).unbind(1)
     return Stages((*stages.slopes, *slopes), found.converged, found.newton, found.krylov,
-                  stages.nfe + count * found.nfe, found.inverse)
+                  stages.nfe + cost + count * found.nfe, found.inverse)
 
 
 def _moved(system: StepSystem, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
@@ -169,10 +207,14 @@ class Coupled:
         points = self._points(z)
         samples, count, n = points.shape
         blocks = structure(lambda y: self._field(y.reshape(points.shape)).flatten(0, 1), points.flatten(0, 1))
-        weights = send(torch.tensor(self.a, dtype=z.dtype), z.device) * self.system.length.unsqueeze(2)
-        coupled = torch.einsum("sij,sipq->sipjq", weights, blocks.values.reshape(samples, count, n, n))
-        identity = torch.eye(count * n, dtype=z.dtype, device=z.device)
-        return Matrices(identity - coupled.reshape(samples, count * n, count * n), blocks.nfe)
+        return Matrices(self.linearised(blocks.values.reshape(samples, count, n, n)), blocks.nfe)
+
+    def linearised(self, blocks: Float[Tensor, "samples stages n n"]) -> Float[Tensor, "samples unknowns unknowns"]:
+        """``I - h a_ij J_i`` in blocks."""
+        samples, count, n, _ = blocks.shape
+        weights = send(torch.tensor(self.a, dtype=blocks.dtype), blocks.device) * self.system.length.unsqueeze(2)
+        coupled = torch.einsum("sij,sipq->sipjq", weights, blocks).reshape(samples, count * n, count * n)
+        return _identity(coupled) - coupled
 
     def _points(self, z: Tensor) -> Tensor:
         slopes = z.unflatten(1, (len(self.c), -1)).unbind(1)
@@ -194,16 +236,26 @@ class Damped(NamedTuple):
 def damped_error(
     tableau: ImplicitTableau, solver: RootFinder, system: StepSystem, stages: Stages, error: Float[Tensor, "samples n"]
 ) -> Damped:
-    """Apply ``(I - h γ J)^{-1}``, with J and γ of the last stage or, for coupled ones, at the start."""
-    if stages.inverse is None:
+    """Apply ``(I - h γ J)^{-1}``, with J of the last stage or, for coupled ones, of the first or the start."""
+    inverse, cost = stages.inverse, 0
+    if inverse is None:
         return Damped(error, 0, 0)
+    first, n = int(tableau.explicit_first), error.shape[1]
     if tableau.diagonal:
-        solved = stages.inverse.solve(error)
-        return Damped(solved.x, solved.krylov, solved.krylov)
-    reach = damping(tableau) * system.length
-    inverse, cost = solver.linearised(lambda y: y - reach * system.field(y, 0.0), system.start)
+        pass
+    elif isinstance(inverse, Factors) and tableau.a[first][first]:
+        block = inverse.matrices[:, :n, :n]
+        identity = _identity(block)
+        inverse = Factors.of(identity + damping(tableau) / tableau.a[first][first] * (block - identity))
+    else:
+        reach = damping(tableau) * system.length
+        inverse, cost = solver.linearised(lambda y: y - reach * system.field(y, 0.0), system.start)
     solved = inverse.solve(error)
     return Damped(solved.x, solved.krylov, cost + solved.krylov)
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
 @cache

@@ -10,10 +10,12 @@ from torch import Tensor
 from odecore.driver.solve import solve
 from odecore.explicit.embedded import BOGACKI_SHAMPINE
 from odecore.half_steps import HalfSteps
-from odecore.implicit.runge_kutta import CRANK_NICOLSON, GAUSS4, KVAERNO3
+from odecore.implicit.newton import Chord
+from odecore.implicit.runge_kutta import CRANK_NICOLSON, GAUSS4, KVAERNO3, ImplicitRungeKutta
 from odecore.stepper import Step, Stepper
 
-METHODS = {"Crank-Nicolson": CRANK_NICOLSON, "Gauss": GAUSS4, "Kvaerno": KVAERNO3, "Bogacki-Shampine": BOGACKI_SHAMPINE}
+METHODS = {"Crank-Nicolson": CRANK_NICOLSON, "Gauss": ImplicitRungeKutta(GAUSS4.tableau, Chord(1e-13)),
+           "Kvaerno": KVAERNO3, "Bogacki-Shampine": BOGACKI_SHAMPINE}
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 

@@ -178,6 +178,26 @@ def test_the_error_follows_the_tolerance_on_robertson(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["KVAERNO5", "RADAU5"])
+def test_stages_are_solved_as_far_as_the_driver_notices_and_on_grids_always_tightly(name: str) -> None:
+    tight = ImplicitRungeKutta(METHODS[name].tableau, Chord(1e-13))
+    for rtol in (1e-3, 1e-5):
+        ours, theirs = (solve(method, rotating, rotation(0.5), 0.5, 1.5, rtol=rtol, atol=rtol)
+                        for method in (METHODS[name], tight))
+        assert ours.nfe < 0.8 * theirs.nfe and ours.accepted <= theirs.accepted + 1
+        assert (ours.y - rotation(1.5)).abs().max() <= 5 * rtol
+    grids = [integrate(method, rotating, rotation(0.5), [0.5, 0.6, 0.7]).y for method in (METHODS[name], tight)]
+    torch.testing.assert_close(*grids, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["KVAERNO5", "RADAU5"])
+def test_the_tightest_tolerances_are_met(name: str) -> None:
+    found = solve(METHODS[name], rotating, rotation(0.5), 0.5, 1.5, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.y, rotation(1.5), rtol=0, atol=2e-11)
+
+
+@torch.no_grad()
 def test_van_der_pol_takes_as_many_steps_as_scipy() -> None:
     def field(y: Tensor, t: Tensor) -> Tensor:
         return van_der_pol(y, t, torch.tensor(1e3))
