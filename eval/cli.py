@@ -31,6 +31,7 @@ from eval.features import FeatureExtractor
 from eval.fid import Moments
 from eval.images import grid as image_grid
 from eval.images import save_png, to_bytes
+from eval.likelihood import likelihood_command
 from eval.report import package_version, plot, surroundings, table, write_csv, write_grids, write_json
 from eval.sweep import Cell, Measurement, Sampling, measure, plan_cells, solve_reference
 from eval.trajectory import fingerprint
@@ -192,6 +193,7 @@ def sample_command(
 
 
 app.command("calibrate")(calibrate_command)
+app.command("likelihood")(likelihood_command)
 
 
 @app.command("info")

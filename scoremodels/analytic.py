@@ -137,7 +137,9 @@ class _ExactDenoiser(nn.Module, ABC):
                         for f in (self.schedule.alpha, self.schedule.sigma))
         mean = self.posterior_mean(x.to(work).flatten(1), alpha, sigma).to(work)
         # Without noise the state is the sample; there the formulas may divide zero by zero.
-        mean = torch.where(sigma == 0.0, (x.flatten(1) / alpha).to(work), mean)
+        # Its divisor is 1 elsewhere: an infinite one, though not chosen, would make gradients nan at pure noise.
+        clean = x.flatten(1) / torch.where(sigma == 0.0, alpha, 1.0)
+        mean = torch.where(sigma == 0.0, clean.to(work), mean)
         return mean.reshape(x.shape).to(x.dtype)
 
     @abstractmethod
