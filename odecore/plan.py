@@ -29,7 +29,7 @@ class Row:
     In this order, with ``h_1, h_2, …`` the predictions of earlier rows, newest first::
 
         prediction  = a · point + b · raw                          (a, b) = to_prediction
-        anchor'     = anchor-weights · (anchor, point, prediction, h_1, h_2, …) + noise · ε
+        anchor'     = anchor-weights · (anchor, point, prediction, h_1, h_2, …) + noise · ε + offset
         point'      = point-weights  · (anchor', point, prediction, h_1, h_2, …)
 
     Args:
@@ -39,6 +39,7 @@ class Row:
         anchor: weights of the new accepted state; ``(1.0,)`` keeps it.
         point: weights of the next evaluation point, over the *new* anchor; ``(1.0,)`` puts it there.
         noise: standard deviation of the fresh noise that is added to the new anchor.
+        offset: what is added to the new anchor in any case, of problems with a known inhomogeneous part.
     """
 
     t: Weight
@@ -47,9 +48,10 @@ class Row:
     anchor: tuple[Weight, ...] = (1.0,)
     point: tuple[Weight, ...] = (1.0,)
     noise: Weight = 0.0
+    offset: Weight = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("t", "t_next", "noise"):
+        for name in ("t", "t_next", "noise", "offset"):
             object.__setattr__(self, name, _number(getattr(self, name)))
         for name in ("to_prediction", "anchor", "point"):
             object.__setattr__(self, name, tuple(_number(w) for w in getattr(self, name)))
@@ -72,7 +74,7 @@ class Plan:
         rows: one :class:`Row` per network evaluation, in order.
         t_start: time of the initial state.
         exact: ``(A, B)`` such that for a *constant* prediction m the exact solution at the end is
-            ``A x_0 + B m``; the plan checks that its rows reproduce it. None skips the check.
+            ``A x_0 + B m``; the plan checks that its rows, without offsets, reproduce it. None skips the check.
         about: what the plan was compiled from (solver, grid, schedule, …), JSON values only.
         entry: factor that takes the initial state to the first point; other than 1 where steps in closed
             form come before the first row.
@@ -134,10 +136,10 @@ class Plan:
         if not isinstance(data, dict) or data.get("format") != "fewstep-plan-1":
             raise ValueError("the text is no plan of format 'fewstep-plan-1'; write it with Plan.to_json")
         try:
-            rows = tuple(Row(**{name: _decode(row[name]) for name in Row.__dataclass_fields__}) for row in data["rows"])
+            rows = tuple(Row(**{name: _decode(value) for name, value in row.items()}) for row in data["rows"])
             exact = None if data["exact"] is None else tuple(_decode(w) for w in data["exact"])
             return cls(rows, _decode(data["t_start"]), exact, data["about"], data.get("entry", 1.0))
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"the plan lacks or garbles a field ({error!r}); write it with Plan.to_json") from error
 
 

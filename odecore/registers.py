@@ -58,7 +58,7 @@ class Registers:
         """Apply one row to the raw network output; return the next evaluation point.
 
         Cost: one multiplication or addition of the state's size per non-zero weight of anchor and point,
-        at most one for the prediction and one for noise; no synchronisation.
+        at most one for the prediction, for noise and for an offset; no synchronisation.
         """
         anchor, point = self.anchor, self.point
         if raw.dtype != anchor.dtype:
@@ -72,6 +72,10 @@ class Registers:
             new = self._combine((*_scaled(row.anchor, scales), row.noise), (*registers[:used], noise.to(anchor.dtype)))
         elif not _keeps(row.anchor):
             new = self._combine(_scaled(row.anchor, scales), registers)
+        if isinstance(row.offset, Tensor):
+            new = new + _meet(row.offset, new)
+        elif row.offset != 0.0:
+            new = new + row.offset
         following = new
         if not _keeps(row.point):
             following = self._combine(_scaled(row.point, scales), (new, *registers[1:]))

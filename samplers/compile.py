@@ -13,6 +13,7 @@ from odecore.schemes import exact_flow
 from samplers.grids import Grid
 from samplers.registry import grid_named, solver_named
 from samplers.solver import AdaptiveSolver, Path, Solver
+from samplers.variables import VARIABLES
 from scoremodels.prediction import PREDICTIONS
 from scoremodels.schedule import EDM, VE, NoiseSchedule
 
@@ -122,10 +123,10 @@ def _exact(
 ) -> tuple[float, float] | None:
     """What a constant prediction must lead to: the exact flow, or with noise the mean of the process.
 
-    None where the first row, from pure noise, interpolates another prediction than the rest, and for a
-    constant prediction of noise that is not the noise that the rows add.
+    None where the first row, from pure noise, interpolates another prediction than the rest, for a constant
+    prediction of noise that is not the noise that the rows add, and for a solver with a variable of its own.
     """
-    if solver.stochastic and solver.variable != "data":
+    if solver.variable not in VARIABLES or (solver.stochastic and solver.variable != "data"):
         return None
     if solver.stochastic:
         decay = math.prod(float(row.anchor[0]) for row in rows)

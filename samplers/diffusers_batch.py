@@ -54,6 +54,7 @@ def _merged(rows: Sequence[Row], like: Tensor) -> Row:
         padded = [[*map(float, one), *[0.0] * (count - len(one))] for one in given]
         return tuple(side_by_side(column, like) for column in zip(*padded, strict=True))
 
-    t, t_next, noise = (side_by_side([float(getattr(row, name)) for row in rows], like)
-                        for name in ("t", "t_next", "noise"))
-    return Row(t, t_next, weights("to_prediction"), weights("anchor"), weights("point"), noise)  # type: ignore[arg-type]
+    t, t_next, noise, offset = (side_by_side([float(getattr(row, name)) for row in rows], like)
+                                for name in ("t", "t_next", "noise", "offset"))
+    to_prediction, anchor, point = map(weights, ("to_prediction", "anchor", "point"))
+    return Row(t, t_next, to_prediction, anchor, point, noise, offset)  # type: ignore[arg-type]

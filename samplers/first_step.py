@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from odecore.plan import Row, Weight
 from samplers.solver import Path, Solver
+from samplers.variables import VARIABLES
 
 
 def analytic_first_step(solver: Solver) -> Solver:
@@ -45,6 +46,9 @@ def analytic_first_step(solver: Solver) -> Solver:
     """
     if solver.stochastic or solver.enter is not None:
         raise ValueError(f"solver={solver.name!r} adds noise or has an analytic first step: choose another")
+    if solver.variable not in VARIABLES:
+        raise ValueError(f"solver={solver.name!r} predicts a quantity of its own, which is not known beforehand: "
+                         f"choose a solver over one of {', '.join(VARIABLES)}")
     return replace(solver, name=f"{solver.name}+afs", order=1, build=partial(_build, solver=solver),
                    enter=partial(_enter, solver=solver), rule=None, least_nfe=max(1, solver.least_nfe - 1))
 

@@ -55,7 +55,14 @@ class Path:
         return [float(t) for t in times]
 
     def variable(self, name: str) -> Variable:
-        """The change of variables called "data", "noise" or "plain"."""
+        """The change of variables called "data", "noise", "plain" or "flow".
+
+        Raises:
+            ValueError: another name, which a solver has that brings a variable of its own.
+        """
+        if name not in VARIABLES:
+            raise ValueError(f"variable={name!r} belongs to a solver that cannot be wrapped: choose a solver over one "
+                             f"of {', '.join(VARIABLES)}")
         return VARIABLES[name](self.schedule, self.prediction)
 
 
@@ -67,7 +74,7 @@ class Solver:
         name: its name in the registry.
         order: order of convergence.
         build: ``(path, nfe) -> (rows, times)``, with exactly ``nfe`` rows.
-        variable: "data", "noise" or "plain"; what it interpolates.
+        variable: "data", "noise", "plain" or "flow", what it interpolates; or the name of a variable of its own.
         grid: name of its usual grid on variance-preserving schedules.
         end: "clean" or "minimum"; where it usually ends.
         sigma_grid: name of its usual grid on schedules in σ (EDM, VE).

@@ -240,5 +240,5 @@ def _weights(plan: Plan) -> list[Tensor]:
     """The tensors among a plan's numbers that require a gradient."""
     numbers: list[Weight] = []
     for row in plan.rows:
-        numbers += [row.t, row.noise, *row.to_prediction, *row.anchor, *row.point]
+        numbers += [row.t, row.noise, row.offset, *row.to_prediction, *row.anchor, *row.point]
     return [n for n in numbers if isinstance(n, Tensor) and n.requires_grad]
