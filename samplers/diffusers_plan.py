@@ -21,10 +21,10 @@ from samplers.diffusers_run import Run
 from samplers.diffusers_solver import solver_of, takes_eta
 from samplers.diffusers_spacing import CONSISTENCY_CLASSES, EDM_CLASSES, is_flow, spacing, times_of_sigmas
 from samplers.grids import Times
-from samplers.guidance import threshold
 from samplers.registry import grid_named
 from samplers.restart import restart, stands_alone
 from samplers.solver import Solver
+from samplers.thresholding import threshold
 from scoremodels.diffusers_config import schedule_from_diffusers
 from scoremodels.schedule import NoiseSchedule
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from odecore.registers import Weight
 from scoremodels.networks.preconditioning import evaluate_in_own_dtype
 from scoremodels.prediction import PREDICTIONS
 from scoremodels.schedule import NoiseSchedule
@@ -108,14 +109,28 @@ class ScoreModel(nn.Module):
         """Name what the network alone does not show."""
         return f"{self.name!r}, {self.schedule}, prediction={self.prediction!r}, shape={self.shape}"
 
-    def _converted(self, target: str, x: Tensor, t: float | Tensor, condition: Tensor | None) -> Tensor:
+    def conversion(self, source: str, target: str, x: Tensor, t: float | Tensor) -> tuple[Weight, Weight]:
+        """Give (a, b) of ``target = a x + b raw``, where raw is of kind ``source``, at one time or one a state.
+
+        Args:
+            source: what is known, one of ``scoremodels.prediction.PREDICTIONS``.
+            target: what is wanted, one of them.
+            x: states of shape (B, …), whose dtype and device the weights suit.
+            t: one time, for numbers; or times of shape (B,), for tensors that broadcast over the states.
+
+        Raises:
+            ValueError: x and raw do not determine the target at such a time.
+        """
         if not isinstance(t, Tensor):
-            a, b = self.schedule.conversion(self.prediction, target, float(t))
-            return _combined(a, b, x, self(x, t, condition))
-        pairs = [self.schedule.conversion(self.prediction, target, time) for time in t.flatten().tolist()]
+            return self.schedule.conversion(source, target, float(t))
+        pairs = [self.schedule.conversion(source, target, time) for time in t.flatten().tolist()]
         weights = torch.tensor(pairs, dtype=torch.float64).T.reshape(2, -1, *[1] * len(self.shape))
-        weights = weights.to(x.device, _accumulation(x.dtype))
-        return _combined(weights[0], weights[1], x, self(x, t, condition))
+        a, b = weights.to(x.device, _accumulation(x.dtype))
+        return a, b
+
+    def _converted(self, target: str, x: Tensor, t: float | Tensor, condition: Tensor | None) -> Tensor:
+        a, b = self.conversion(self.prediction, target, x, t)
+        return _combined(a, b, x, self(x, t, condition))
 
     def _checked(self, x: Tensor, t: float | Tensor, condition: Tensor | None) -> Tensor:
         if tuple(x.shape[1:]) != self.shape or not x.is_floating_point():
@@ -154,6 +169,6 @@ def _accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _combined(a: float | Tensor, b: float | Tensor, x: Tensor, raw: Tensor) -> Tensor:
+def _combined(a: Weight, b: Weight, x: Tensor, raw: Tensor) -> Tensor:
     wide = _accumulation(x.dtype)
     return (a * x.to(wide) + b * raw.to(wide)).to(x.dtype)

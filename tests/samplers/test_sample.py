@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers import SOLVERS, ClassifierFreeGuidance, DynamicThresholding, Solver, compile_plan, sample
-from samplers.guidance import threshold
+from samplers.thresholding import threshold
 from scoremodels.analytic import MixtureModel
 from scoremodels.model import ScoreModel
 from scoremodels.schedule import EDM, DiscreteVP
