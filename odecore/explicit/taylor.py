@@ -1,4 +1,4 @@
-"""Taylor methods: total derivatives of the solution by nested forward-mode differentiation."""
+"""Taylor methods: total derivatives of the solution by Taylor arithmetic."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
+from odecore.explicit.jets import Jet, NoJet, Tape
 from odecore.stepper import Carry, Dense, Field, Step, column, send
 
 
 def total_derivatives(field: Field, y: Tensor, t: Tensor, order: int) -> list[Tensor]:
     """Differentiate the solution of ``y' = f(y, t)`` at a point, as often as asked.
 
-    The derivatives are functions of the point, ``y^(1) = f`` and
-    ``y^(k+1) = ∂y^(k)/∂y · f + ∂y^(k)/∂t``: each is the directional derivative of the one before
-    along the flow (f, 1).
+    With the series ``y(t + s) = Σ_k y_k s^k`` put into the field, the equation gives one coefficient after
+    another, ``y_{k+1} = f_k/(k + 1)``, where f_k needs no more than y_0 … y_k; the derivative is ``k! y_k``. The
+    field is called once, on :class:`~odecore.explicit.jets.Jet` objects, and remembers how each of its operations
+    goes on. A field that they cannot follow (it works in place, differentiates by itself, or reads numbers
+    out) is called ``order`` times on nested dual numbers: ``y^(k+1) = ∂y^(k)/∂y · f + ∂y^(k)/∂t``.
 
     Args:
         field: f, of ``y`` and ``t``; made of operations that have forward-mode derivatives.
@@ -32,15 +35,41 @@ def total_derivatives(field: Field, y: Tensor, t: Tensor, order: int) -> list[Te
     Raises:
         ValueError: an order below 1.
 
-    Cost: ``order`` calls of the field, the k-th on k - 1 nested dual numbers. Every nesting takes a
-        product to two or three, so the arithmetic grows by a factor of about three an order: measured
-        on a network of two layers, that of 4, 14, 40, 99 and 305 evaluations for orders 2 to 6. (Taylor
-        arithmetic, which grows as order², needs a rule for every operation, which torch lacks.)
+    Cost: ``order`` linear operations for each of the field and ``order²/2`` products: measured on a network of
+        three layers, the time of 2.9, 4.2, 5.7, 7.3 and 8.3 evaluations for orders 2 to 6 (on a U-Net with
+        normalisation and attention 4.3, 6.3 and 8.7). Nested dual numbers take that of 7, 19, 59, 155 and 430.
+        Memory of ``order`` values of every operation.
 
     Source: Griewank & Walther 2008, Evaluating derivatives, chapter 13, doi:10.1137/1.9780898717761.
     """
     _check_order(order)
     y, t = y.contiguous(), t.contiguous()  # an expanded tensor cannot carry a derivative
+    if order == 1:
+        return [field(y, t)]
+    try:
+        return _by_series(field, y, t, order)
+    except NoJet:
+        return nested_derivatives(field, y, t, order)
+
+
+def _by_series(field: Field, y: Tensor, t: Tensor, order: int) -> list[Tensor]:
+    tape = Tape()
+    state, clock = Jet(y, None, tape), Jet(t, None, tape)
+    slope = field(state, clock)
+    if not isinstance(slope, Jet):
+        return [slope, *[torch.zeros_like(slope)] * (order - 1)]
+    for k in range(1, order):
+        state.coefficients.append(slope.coefficients[k - 1] / k)
+        clock.coefficients.append(torch.ones_like(t) if k == 1 else torch.zeros_like(t))
+        tape.extend(k)
+    return [math.factorial(k) * value if k > 1 else value for k, value in enumerate(slope.coefficients)]
+
+
+def nested_derivatives(field: Field, y: Tensor, t: Tensor, order: int) -> list[Tensor]:
+    """Do the work of :func:`total_derivatives` by dual numbers that are nested ``order - 1`` deep.
+
+    Every nesting takes a product to two or three: the arithmetic grows by a factor of three an order.
+    """
     direction = torch.ones_like(t)
 
     def derivatives(count: int) -> Callable[[Tensor, Tensor], list[Tensor]]:
@@ -69,8 +98,8 @@ class Taylor:
     Raises:
         ValueError: an order below 1.
 
-    Cost: p calls of the field a step, which are counted as p evaluations and take the arithmetic of
-        about 3^p / 2 of them (:func:`total_derivatives`). p + 1 tensors like y for the dense output.
+    Cost: p evaluations a step by the count of linear operations; what they take is measured in
+        :func:`total_derivatives`. p + 1 tensors like y for the dense output.
 
     Source: Hairer, Nørsett & Wanner 1993, Solving ordinary differential equations I, section I.8.
     """

@@ -56,7 +56,7 @@ def test_derivatives_of_coupled_states_of_any_shape_follow_the_chain_rule() -> N
         torch.testing.assert_close(value, y @ torch.linalg.matrix_power(matrix, k).T, rtol=1e-12, atol=1e-12)
 
 
-def test_the_field_is_called_once_for_each_derivative() -> None:
+def test_the_field_is_called_once_for_all_derivatives() -> None:
     calls: list[int] = []
 
     def counted(y: Tensor, t: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def test_the_field_is_called_once_for_each_derivative() -> None:
         return torch.sin(y)
 
     total_derivatives(counted, torch.ones(2, 1), torch.zeros(2), 5)
-    assert len(calls) == 5
+    assert len(calls) == 1
 
 
 def test_a_field_that_ignores_its_arguments_has_vanishing_higher_derivatives() -> None:
