@@ -151,6 +151,8 @@ def execute(
     noise: Callable[[], Tensor] | None = None,
     callback: Callable[[int, Row, Registers], None] | None = None,
     progress: Callable[[Sequence[Row]], Iterable[Row]] | None = None,
+    part: range | None = None,
+    registers: Registers | None = None,
 ) -> Tensor:
     """Run a plan from the state ``x`` at ``plan.t_start`` to the time of its last row.
 
@@ -163,6 +165,9 @@ def execute(
         noise: draws standard normal noise of the shape of ``x``; needed if a row adds noise.
         callback: called after each row with its index, the row, and the registers (to be read).
         progress: wraps the rows, for instance ``tqdm`` or ``rich.progress.track``.
+        part: indices of consecutive rows to run alone, from a state where they begin; None for all.
+        registers: those of a run that ended where the part begins, to go on with in place of ``x``, of which
+            only the dtype counts; None for a start whose rows read no earlier predictions.
 
     Returns:
         The final state, of the shape and dtype of ``x``.
@@ -174,15 +179,18 @@ def execute(
     """
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"x has dtype {x.dtype}: give a floating-point or complex state")
-    noisy = [row.noisy for row in plan.rows]
+    part = range(plan.nfe) if part is None else part
+    rows = plan.rows[part.start:part.stop]
+    noisy = [row.noisy for row in rows]
     if any(noisy) and noise is None:
         raise ValueError("noise=None, but the plan adds noise: pass a function that draws it")
-    registers = Registers(x if plan.entry == 1.0 else plan.entry * x, plan.depth)
-    for index, row in enumerate(plan.rows if progress is None else progress(plan.rows)):
+    if registers is None:
+        registers = Registers(x if plan.entry == 1.0 or part.start else plan.entry * x, plan.depth)
+    for index, row in enumerate(rows if progress is None else progress(rows)):
         raw = model(registers.point.to(x.dtype), row.t)
         registers.advance(row, raw, noise() if noise is not None and noisy[index] else None)
         if callback is not None:
-            callback(index, row, registers)
+            callback(part.start + index, row, registers)
     return registers.anchor.to(x.dtype)
 
 
