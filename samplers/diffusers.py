@@ -190,11 +190,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: no count, contradicting ones, or times that the solver cannot use.
 
-        Cost: host arithmetic only.
+        Cost: host arithmetic only, some milliseconds; a tenth of one where the same was set before.
         """
         told = None if timesteps is None else np.asarray(timesteps, dtype=np.float64)
         levels = None if sigmas is None else np.asarray(sigmas, dtype=np.float64)
-        plan = self._recipe.plan(Wish(num_inference_steps, told, levels, mu, original_inference_steps, strength))
+        shift = None if mu is None else float(mu)
+        plan = self._recipe.plan(Wish(num_inference_steps, told, levels, shift, original_inference_steps, strength))
         self.plan = plan
         times = np.array([float(row.t) for row in plan.rows])
         self.num_inference_steps = len(times)

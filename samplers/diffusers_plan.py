@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ from scoremodels.schedule import NoiseSchedule
 
 _DIRECTION_UNCLIPPED = ("DDIMScheduler", "DDIMParallelScheduler")
 """Classes that clip the predicted sample and take the direction to the noise from the unclipped one."""
+
+_REMEMBERED = 8
+"""Plans that a recipe keeps; a pipeline asks for the same one again and again."""
 
 Limit = Callable[[Tensor], Tensor]
 
@@ -84,6 +87,7 @@ class Recipe:
         fixed: the plan that the config brings, in place of what the solver would compile.
         clock: how a pipeline counts the schedule's times.
         limit: what clips the predicted sample, or None.
+        compiled: the last plans that were compiled, by what was wished for.
     """
 
     config: Mapping[str, Any]
@@ -94,6 +98,7 @@ class Recipe:
     fixed: Plan | None
     clock: Clock
     limit: Limit | None
+    compiled: dict[tuple[object, ...], Plan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Recipe:
@@ -115,11 +120,19 @@ class Recipe:
         return cls(config, schedule, network, prediction, solver_of(config), fixed, clock, limit)
 
     def plan(self, wish: Wish) -> Plan:
-        """Compile the plan of a run.
+        """Compile the plan of a run, or find that of an earlier run with the same wish.
 
         Raises:
             ValueError: no count, contradicting ones, or times that the solver cannot use.
         """
+        key = tuple((v.shape, v.tobytes()) if isinstance(v, np.ndarray) else repr(v) for v in wish)
+        if key not in self.compiled:
+            while len(self.compiled) >= _REMEMBERED:
+                del self.compiled[next(iter(self.compiled))]
+            self.compiled[key] = self._planned(wish)
+        return self.compiled[key]
+
+    def _planned(self, wish: Wish) -> Plan:
         if wish.timesteps is not None and wish.sigmas is not None:
             raise ValueError("timesteps and sigmas are both given: pass one of them")
         if self.fixed is not None:
