@@ -28,6 +28,8 @@ from samplers.statistics_integrals import StepIntegrals, step_integrals
 POLYNOMIALS = ("full", "pseudo")
 """Interpolation, or divided differences in place of the derivatives at the start ("pseudo-order" in the paper)."""
 
+PREFIX = "dpm-solver-v3-"
+
 _SOURCE = "Zheng et al. 2023, arXiv:2310.13268"
 
 
@@ -63,8 +65,22 @@ def dpm_solver_v3(
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(POLYNOMIALS)}")
     build = partial(_build, statistics=statistics, order=order, predictor=predictor, corrector=corrector,
                     lower_order_final=lower_order_final)
-    return Solver(f"dpm-solver-v3-{order}", order, build, "statistics", end="minimum", sigma_grid="log-snr", rule=None,
+    return Solver(f"{PREFIX}{order}", order, build, "statistics", end="minimum", sigma_grid="log-snr", rule=None,
                   source=_SOURCE)
+
+
+def dpm_solver_v3_named(name: str) -> Solver:
+    """Build the solver called ``dpm-solver-v3-K@FILE``, of order K, with the statistics of a file.
+
+    Raises:
+        ValueError: no file or no order in the name, or nothing fit in the file.
+    """
+    base, at, path = name.partition("@")
+    order = base.removeprefix(PREFIX)
+    if not path or order not in ("1", "2", "3"):
+        raise ValueError(f"solver={name!r}: it needs statistics of the model and an order of 1 to 3, so write "
+                         f"'{PREFIX}3@FILE' with a file of ModelStatistics.save, or call dpm_solver_v3(statistics, 3)")
+    return dpm_solver_v3(ModelStatistics.load(path), int(order))
 
 
 class _Node(NamedTuple):
@@ -88,6 +104,7 @@ def _build(
     path: Path, nfe: int, *, statistics: ModelStatistics, order: int, predictor: str, corrector: str | None,
     lower_order_final: bool,
 ) -> tuple[tuple[Row, ...], list[float]]:
+    statistics.check(path.schedule)
     times = path.times(nfe)
     first = from_pure_noise(path, times)
     clean = math.isinf(path.schedule.log_snr(times[-1]))

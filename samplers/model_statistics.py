@@ -7,7 +7,7 @@ x; and s and b, such that ``df/dλ ≈ s f + b``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from scoremodels.model import ScoreModel
+from scoremodels.schedule import NoiseSchedule
 
 _NAMES = ("log_snr", "linear", "slope", "constant")
 
@@ -89,17 +92,40 @@ class ModelStatistics:
         save_file({"log_snr": self.log_snr, **tensors}, path, {"about": json.dumps(dict(self.about))})
 
     @classmethod
-    def load(cls, path: str | Path) -> ModelStatistics:
+    def load(cls, path: str | Path, model: ScoreModel | None = None) -> ModelStatistics:
         """Read what :meth:`save` wrote.
 
+        Args:
+            path: of the file.
+            model: the model that they are to be used on, to check that they are of it.
+
         Raises:
-            ValueError: no such file, or one of another kind.
+            ValueError: no such file, one of another kind, or one of another model.
         """
         try:
             with safe_open(str(path), "pt") as file:
                 about = json.loads((file.metadata() or {}).get("about", "{}"))
                 knots, linear, slope, constant = map(file.get_tensor, _NAMES)
-                return cls(knots, linear, slope, constant, about)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"path={str(path)!r} holds no model statistics ({error}): write them with "
                              "ModelStatistics.save") from error
+        statistics = cls(knots, linear, slope, constant, about)
+        if model is not None:
+            statistics.check(model.schedule, name=model.name, shape=model.shape)
+        return statistics
+
+    def check(self, schedule: NoiseSchedule, *, name: str = "", shape: Sequence[int] | None = None) -> None:
+        """Refuse another model than that which the statistics are of, as far as they say which that is.
+
+        Raises:
+            ValueError: another schedule, name or shape of a sample.
+        """
+        wanted = {"schedule": schedule.to_config(), "model": name}
+        for key, value in wanted.items():
+            known = self.about.get(key)
+            if known and value and known != json.loads(json.dumps(value)):
+                raise ValueError(f"the model's {key} is {value!r}, and its statistics are of {known!r}: estimate "
+                                 "them on this model")
+        if shape is not None and tuple(shape) != tuple(self.linear.shape[1:]):
+            raise ValueError(f"the model's samples have shape {tuple(shape)}, and its statistics "
+                             f"{tuple(self.linear.shape[1:])}: estimate them on this model")

@@ -28,6 +28,7 @@ from samplers import (
     stork,
     unipc,
 )
+from samplers.dpm_solver_v3 import PREFIX, dpm_solver_v3_named
 from samplers.first_step import analytic_first_step
 from samplers.grids import Grid
 from samplers.last_step import denoise_to_zero
@@ -81,9 +82,13 @@ GRID_ALIASES: Mapping[str, str] = {"cosine": "arctan", "kl-optimal": "arctan", "
 def solver_named(name: str) -> Solver | AdaptiveSolver:
     """Look a solver up, by its name or by an alias; words after a plus wrap it, see ``WRAPPERS``.
 
+    ``dpm-solver-v3-3@FILE`` is built with the model's statistics of a file.
+
     Raises:
         ValueError: there is none of that name, or one that cannot be wrapped.
     """
+    if str(name).startswith(PREFIX):
+        return dpm_solver_v3_named(name)
     base, plus, wrapper = str(name).rpartition("+")
     if not plus or wrapper not in WRAPPERS:
         return _named("solver", ALIASES.get(name, name), {**SOLVERS, **SELECTING, **DISTILLED})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 from samplers.model_statistics import ModelStatistics
+from samplers.registry import solver_named
+from scoremodels.analytic import GaussianModel
+from scoremodels.schedule import EDM
 
 
 def some() -> ModelStatistics:
@@ -43,3 +47,29 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     for name in ("x", "missing"):
         with pytest.raises(ValueError, match="holds no model statistics"):
             ModelStatistics.load(tmp_path / name)
+
+
+def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
+    model = GaussianModel(torch.zeros(2), torch.eye(2), EDM())
+    about = {"model": model.name, "schedule": EDM().to_config()}
+    replace(some(), about=about).save(tmp_path / "s.safetensors")
+    assert ModelStatistics.load(tmp_path / "s.safetensors", model).about == about
+    other = GaussianModel(torch.zeros(2), torch.eye(2), EDM(0.1, 10.0))
+    wide = GaussianModel(torch.zeros(3), torch.eye(3), EDM())
+    for wrong, word in ((other, "schedule"), (wide, "shape")):
+        with pytest.raises(ValueError, match=word):
+            ModelStatistics.load(tmp_path / "s.safetensors", wrong)
+    with pytest.raises(ValueError, match="model is"):
+        replace(some(), about={"model": "another"}).check(EDM(), name="this")
+
+
+def test_a_name_with_a_file_is_the_solver_with_its_statistics(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    some().save(path)
+    solver = solver_named(f"dpm-solver-v3-2@{path}")
+    assert (solver.name, solver.order) == ("dpm-solver-v3-2", 2)
+    for name in ("dpm-solver-v3-2", f"dpm-solver-v3-4@{path}", "dpm-solver-v3-@x"):
+        with pytest.raises(ValueError, match="needs statistics"):
+            solver_named(name)
+    with pytest.raises(ValueError, match="holds no model statistics"):
+        solver_named(f"dpm-solver-v3-2@{tmp_path}/none")
