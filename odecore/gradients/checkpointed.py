@@ -61,7 +61,7 @@ def execute_checkpointed(
     steps: list[PureStep] = [partial(_advance, row, index, model, x.dtype, plan.depth, noise if noisy[index] else None)
                              for index, row in enumerate(plan.rows)]
     steps[-1] = partial(_anchor_of, steps[-1])
-    start = Registers(x, plan.depth, reuse=False).anchor
+    start = Registers(x if plan.entry == 1.0 else plan.entry * x, plan.depth, reuse=False).anchor
     states = affordable(states, memory, (2 + plan.depth) * start.nbytes, plan.nfe)
     (final,) = discrete(steps, (start,), states=states, parameters=(*parameters, *_weights(plan)))
     return final.to(x.dtype)

@@ -60,7 +60,7 @@ def test_the_command_prints_the_mean_of_the_function_and_its_standard_error(mode
 
 def test_wrong_arguments_end_with_one_line(model: str) -> None:
     for arguments, message in ((("--num", 7), "num=7"), (("--probes", 0), "probes=0"), (("--batch", 0), "batch=0")):
-        result = run("--model", model, *arguments)
+        result = run("--model", model, "--num", 2, *arguments)
         assert result.exit_code == 2 and message in result.output and len(result.output.strip().splitlines()) == 1
 
 
