@@ -6,6 +6,7 @@ from samplers.compiled import compiled
 from samplers.guidance import Autoguidance, ClassifierFreeGuidance, GuidanceInterval, RescaledGuidance
 from samplers.inpainting import Inpainting
 from samplers.inversion import backwards, ddim_inversion
+from samplers.memory import MemoryLimit
 from samplers.perturbed_attention import PerturbedAttentionGuidance
 from samplers.precision import MixedPrecision
 from samplers.preview import Preview
@@ -16,7 +17,7 @@ from samplers.thresholding import DynamicThresholding
 
 __all__ = [
     "GRIDS", "SOLVERS", "AdaptiveSolver", "Autoguidance", "ClassifierFreeGuidance", "ClassifierGuidance",
-    "DenoisedGuidance", "DynamicThresholding", "GuidanceInterval", "Inpainting", "MixedPrecision",
+    "DenoisedGuidance", "DynamicThresholding", "GuidanceInterval", "Inpainting", "MemoryLimit", "MixedPrecision",
     "PerturbedAttentionGuidance", "Preview", "RescaledGuidance", "Result", "Solver", "backwards", "compile_plan",
     "compiled", "ddim_inversion", "sample",
 ]

@@ -6,7 +6,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samplers.wrapper import Guidance
@@ -16,6 +18,8 @@ from scoremodels.model import ScoreModel
 class GradientGuidance(Guidance):
     """Add ``scale ∇_x log p(label | x)`` to the score of a model that is given no label.
 
+    Where there is no signal (α = 0) a state says nothing of labels, and the model is left as it is.
+
     Args:
         model: the model to guide.
         num_classes: labels that the log-probability knows; 0 if it takes none.
@@ -23,7 +27,7 @@ class GradientGuidance(Guidance):
 
     Raises:
         ValueError: the model needs labels, or a number is out of range; when evaluated, log-probabilities that are
-            not one a state, or a time without signal (α = 0) at which the model predicts the sample or v.
+            not one a state.
     """
 
     def __init__(self, model: ScoreModel, num_classes: int, scale: float) -> None:
@@ -46,7 +50,13 @@ class GradientGuidance(Guidance):
         """The guided prediction at ``x`` of shape (B, …); the model's own if a label is missing."""
         if self.scale == 0.0 or (condition is None and self.num_classes):
             return self.model(x, t)
+        signal = np.asarray(self.schedule.alpha(_on_host(t))) > 0.0
+        if not signal.any():
+            return self.model(x, t)
         raw, gradient = self.pair(x, t, condition)
+        if isinstance(t, Tensor):
+            gradient = gradient * torch.from_numpy(signal).to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+            t = torch.where(torch.from_numpy(signal).to(t.device), t, self.schedule.t_min)
         _, slope = self.conversion("score", self.prediction, x, t)
         return raw + (self.scale * slope) * gradient
 
@@ -119,6 +129,10 @@ class DenoisedGuidance(GradientGuidance):
             raw = self.model(state, t)
             gradient = _gradient(self.log_prob(a * state + b * raw, condition), state)
         return raw.detach(), gradient
+
+
+def _on_host(t: float | Tensor) -> NDArray[np.float64]:
+    return np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t, dtype=np.float64)
 
 
 def _gradient(log_prob: Tensor, state: Tensor) -> Tensor:

@@ -211,5 +211,11 @@ class GuidanceInterval(Guidance):
             result[part] = model(x[part], t[part.to(t.device)], None if condition is None else condition[part])
         return result
 
+    def time_within(self) -> float:
+        """A time in the middle of the interval, as far as the schedule reaches; its least noisy if it does not."""
+        low, high = (float(self.schedule.ratio(t)) for t in (self.schedule.t_min, self.schedule.t_max))
+        low, high = max(low, self.low), min(high, self.high, 1e3)
+        return float(self.schedule.time_of_ratio(math.sqrt(low * high)) if low < high else self.schedule.t_min)
+
     def _inside(self, t: float) -> bool:
         return self.low < float(self.schedule.ratio(t)) <= self.high
