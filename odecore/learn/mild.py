@@ -22,7 +22,7 @@ class Propagator(NamedTuple):
     Attributes:
         free: S at the lags 0, …, N, of shape (out, in, N + 1, K), or (channels, N + 1, K) where it mixes no channels.
         response: the transform in time of the weights of a force in the intervals before; likewise with 2N lags.
-        mix: (out, in, K), what forces go through first; None for nothing.
+        mix: (out, in, K), what states and forces go through first; None for nothing.
     """
 
     free: Tensor
@@ -37,17 +37,18 @@ class Propagator(NamedTuple):
 
     def start(self, z0: Complex[Tensor, "samples channels K"]) -> Complex[Tensor, "samples channels times K"]:
         """``S_t z_0`` at all times."""
-        return _weighted(self.free, z0.unsqueeze(2))
+        return _weighted(self.free, self._mixed(z0.unsqueeze(2)))
 
     def convolve(
         self, force: Complex[Tensor, "samples channels intervals K"]
     ) -> Complex[Tensor, "samples channels times K"]:
         """``∫_0^t S_{t-s} H_s ds`` at all times, for a force H that is constant in each interval."""
         intervals = force.shape[2]
-        if self.mix is not None:
-            force = torch.einsum("oik,bitk->botk", self.mix, force)
-        spectrum = torch.fft.fft(force, 2 * intervals, dim=2)
+        spectrum = torch.fft.fft(self._mixed(force), 2 * intervals, dim=2)
         return torch.fft.ifft(_weighted(self.response, spectrum), dim=2)[:, :, : intervals + 1]
+
+    def _mixed(self, force: Tensor) -> Tensor:
+        return force if self.mix is None else torch.einsum("oik,bitk->botk", self.mix, force)
 
 
 def _weighted(weights: Tensor, spectrum: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class FourierKernel(nn.Module):
         check_sizes(channels=channels, modes=modes, modes_time=modes_time, dim=dim)
         self.modes, self.dim, self.modes_time = modes, dim, modes_time
         count = math.prod(mode_shape(modes, dim))
-        scale = 1 / channels**2
+        scale = 0.1 / channels**2
         self.theta = nn.Parameter(scale * torch.randn(channels, channels, 2 * modes_time + 1, count, 2))
 
     def at(self, intervals: int) -> Propagator:
@@ -103,12 +104,12 @@ class FourierKernel(nn.Module):
 
 
 class Semigroup(nn.Module):
-    """An ODE for each mode, ``dẑ_k/dt = λ_k ẑ_k + M_k H_k``, with a learned symbol λ and learned mixing M.
+    """An ODE for each mode, ``S_t = e^{λ_k t} M_k``, with a learned symbol λ and a learned mixing M of channels.
 
     λ has one value for each channel and mode, with a negative real part; at first the channels are heat
     equations of different diffusivities. On intervals with a constant force the solution is exact::
 
-        ẑ(t_n) = e^{λ t_n} ẑ_0 + Σ_{j<n} e^{λ (n-1-j) h} h φ_1(λh) M H_j
+        ẑ(t_n) = e^{λ t_n} M ẑ_0 + Σ_{j<n} e^{λ (n-1-j) h} h φ_1(λh) M H_j
 
     Args:
         channels: of the latent state.
@@ -141,7 +142,7 @@ class Semigroup(nn.Module):
         return torch.complex(-self.log_decay.exp(), self.frequency)
 
     def mixed(self, force: Complex[Tensor, "samples channels ... K"]) -> Tensor:
-        """``M H``."""
+        """``M`` times an initial state or a force."""
         return torch.einsum("oik,bi...k->bo...k", torch.view_as_complex(self.mix), force)
 
     def at(self, intervals: int) -> Propagator:

@@ -80,7 +80,7 @@ class MildEquation:
     Args:
         kernel: S.
         interaction: H.
-        z0: spectrum of the initial state, of shape (samples, channels, K).
+        z0: spectrum of the lifted initial state, of shape (samples, channels, K).
         noise: ξ on the grid of the products, of shape (samples, noises, intervals, …).
     """
 
@@ -181,8 +181,8 @@ class Exponential:
         if not isinstance(kernel, Semigroup):
             raise ValueError(f"kernel is a {type(kernel).__name__}: an exponential integrator needs a Semigroup")
         plan = step_plan(kernel.symbol, 1 / equation.noise.shape[2], self.tableau, self.substeps)
-        states = driven(plan, lambda z, noise: kernel.mixed(equation.force(z, noise)), equation.z0,
-                        equation.noise.unbind(2))
+        states = driven(plan, lambda z, noise: kernel.mixed(equation.force(z, noise)),
+                        kernel.mixed(equation.z0), equation.noise.unbind(2))
         return torch.stack(states, 2)
 
 
