@@ -38,6 +38,15 @@ class Composite(Protocol):
         """The Jacobians at z, with those of the parts found by ``structure``."""
 
 
+@runtime_checkable
+class Shifted(Protocol):
+    """A function whose Jacobian is ``I - reach · J``, with J that of a field."""
+
+    @property
+    def reach(self) -> Float[Tensor, "samples 1"]:
+        """The h γ of the stage that it is the residual of."""
+
+
 def jacobian(structure: Structure, function: Function, z: Float[Tensor, "samples n"]) -> Matrices:
     """Find the Jacobian of each sample, from parts where the function knows them."""
     return function.jacobian(structure, z) if isinstance(function, Composite) else structure(function, z)
@@ -197,6 +206,8 @@ class MatrixFree:
         tolerance: relative residual.
         restart: largest dimension of the Krylov subspace.
         limit: most iterations.
+        preconditioner: a linear map near the inverse, ``v -> P^{-1} v``; None for none. On the right, so that
+            residuals stay those of the system; its transpose is found by autograd.
     """
 
     function: Function
@@ -204,15 +215,20 @@ class MatrixFree:
     tolerance: float
     restart: int
     limit: int
+    preconditioner: Function | None = None
 
     def solve(self, r: Float[Tensor, "samples n"]) -> Solved:
         """``J^{-1} r``, one evaluation and two vector–Jacobian products each iteration."""
-        return self._solved(Linearisation(self.function, self.z).pushed_forward, r)
+        return self._solved(Linearisation(self.function, self.z).pushed_forward, self.preconditioner, r)
 
     def solve_transposed(self, r: Float[Tensor, "samples n"]) -> Solved:
         """``J^{-T} r``, one evaluation and a vector–Jacobian product each iteration."""
-        return self._solved(Linearisation(self.function, self.z).pulled_back, r)
+        transposed = None
+        if self.preconditioner is not None:
+            transposed = Linearisation(self.preconditioner, torch.zeros_like(r)).pulled_back
+        return self._solved(Linearisation(self.function, self.z).pulled_back, transposed, r)
 
-    def _solved(self, apply: Function, r: Tensor) -> Solved:
-        found = gmres(apply, r, tolerance=self.tolerance, restart=self.restart, limit=self.limit)
-        return Solved(found.x, found.iterations, found.residual)
+    def _solved(self, apply: Function, preconditioner: Function | None, r: Tensor) -> Solved:
+        near = preconditioner or (lambda v: v)
+        found = gmres(lambda v: apply(near(v)), r, tolerance=self.tolerance, restart=self.restart, limit=self.limit)
+        return Solved(near(found.x), found.iterations, found.residual)

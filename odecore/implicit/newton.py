@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from odecore.implicit.jacobian import Dense, Factors, Function, Inverse, MatrixFree, Structure, jacobian
+from odecore.implicit.jacobian import Dense, Factors, Function, Inverse, MatrixFree, Shifted, Structure, jacobian
 
 TIGHT = 1e-10
 """Relative size of a change of a root that is as good as none, where nobody says how exact it has to be."""
@@ -88,6 +88,9 @@ def patience(limit: int, measure: Measure | None) -> int:
     """Most iterations: few where a driver measures, which may shorten the step instead."""
     return limit if measure is None else min(limit, _FEW)
 
+
+Preconditioner = Callable[[Tensor, Tensor], Tensor]
+"""``(v, reach) -> P^{-1} v``, linear in v, with P near ``I - reach · J``."""
 
 Relinearise = Callable[[Tensor, Inverse | None, Tensor], tuple[Inverse, int]]
 """``(z, inverse so far, samples that converge slowly) -> (inverse to use, evaluations)``."""
@@ -239,9 +242,13 @@ class NewtonKrylov:
         adjoint_tolerance: the same for gradients.
         restart: largest dimension of the Krylov subspace.
         linear_limit: most Krylov iterations of a linear system.
+        preconditioner: ``(v, reach) -> P^{-1} v``, linear in v, of shape (samples, n), with P near ``I - reach · J``
+            and reach, of shape (samples, 1), the h γ of a stage: the linear part of a field, say, solved by
+            Fourier's series. Written in differentiable operations, for gradients need its transpose.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range; when used, a preconditioner where nothing has a reach: it serves
+            diagonally implicit and additive methods.
 
     Cost: an iteration takes an evaluation, and one with its tangent for each Krylov iteration;
         ``restart`` vectors.
@@ -255,6 +262,7 @@ class NewtonKrylov:
     adjoint_tolerance: float = 1e-13
     restart: int = 30
     linear_limit: int = 300
+    preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
         check(self.tolerance, self.limit)
@@ -273,7 +281,18 @@ class NewtonKrylov:
     def linearised(self, function: Function, z: Tensor, *, accurate: bool = False) -> tuple[Inverse, int]:
         """GMRES with the Jacobian at z."""
         tolerance = self.adjoint_tolerance if accurate else self.linear_tolerance
-        return MatrixFree(function, z, tolerance, self.restart, self.linear_limit), 0
+        return MatrixFree(function, z, tolerance, self.restart, self.linear_limit, self._near(function)), 0
+
+    def _near(self, function: Function) -> Function | None:
+        """The preconditioner of a function."""
+        preconditioner = self.preconditioner
+        if preconditioner is None:
+            return None
+        if not isinstance(function, Shifted):
+            raise ValueError(f"preconditioner={preconditioner!r}: it serves diagonally implicit and additive methods, "
+                             "whose stages have a reach h γ; leave it out elsewhere")
+        reach = function.reach
+        return lambda v: preconditioner(v, reach)
 
 
 def _factorised(structure: Structure, function: Function) -> Relinearise:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from odecore.implicit.jacobian import Inverse, Solved
+from odecore.implicit.jacobian import Inverse, Shifted, Solved
 from odecore.implicit.newton import Measure, Root, RootFinder
 
 
@@ -60,7 +60,9 @@ def root(
     Source: Bai, Kolter & Koltun 2019, Deep equilibrium models, arXiv:1909.01377, theorem 1.
     """
     _check(guess, scale)
-    flat = residual if guess.ndim == 2 and not guess.is_complex() else _Flat(residual, guess)
+    flat = residual
+    if guess.ndim != 2 or guess.is_complex():
+        flat = _FlatShifted(residual, guess) if isinstance(residual, Shifted) else _Flat(residual, guess)
     start = flatten(guess.detach())
     sizes = torch.zeros_like(start) if scale is None else flatten(scale.detach().abs().to(guess.dtype.to_real()))
     if guess.is_complex() and scale is not None:
@@ -69,7 +71,10 @@ def root(
         found = finder.find(flat, start, sizes, inverse, measure)
     z, nfe = found.z.detach(), found.nfe
     if torch.is_grad_enabled():
-        z, nfe = _Implicit.apply(flat(z), z, partial(finder.linearised, flat, accurate=True)), nfe + 1
+        value = flat(z)
+        # An iteration may end a step away from where F is defined, and there is no gradient there.
+        found = found._replace(converged=found.converged & torch.isfinite(value).all(1))
+        z, nfe = _Implicit.apply(value, z, partial(finder.linearised, flat, accurate=True)), nfe + 1
     return found._replace(z=unflatten(z, guess), nfe=nfe)
 
 
@@ -97,6 +102,16 @@ class _Flat:
             raise ValueError(f"residual returned shape {tuple(value.shape)} for a guess of shape "
                              f"{tuple(self.like.shape)}: they must be the same")
         return flatten(value)
+
+
+class _FlatShifted(_Flat):
+    """The same of a function whose Jacobian is the identity less a multiple of another."""
+
+    @property
+    def reach(self) -> Tensor:
+        """The multiple, of shape (samples, 1)."""
+        assert isinstance(self.function, Shifted)
+        return self.function.reach
 
 
 class _Implicit(torch.autograd.Function):

@@ -136,8 +136,26 @@ def solve_slope(
         inverse: of a similar stage, to start with.
         judge: what errors of the state are judged by, if anything.
     """
-    return root(solver, lambda k: k - field(base + reach * k), guess, scale=size / reach.abs(), inverse=inverse,
+    return root(solver, _Stage(field, base, reach), guess, scale=size / reach.abs(), inverse=inverse,
                 measure=None if judge is None else noticed(judge, size, reach, guess))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """``k - f(base + reach k)``."""
+
+    field: Callable[[Tensor], Tensor]
+    base: Tensor
+    length: Tensor
+
+    def __call__(self, k: Tensor) -> Tensor:
+        return k - self.field(self.base + self.length * k)
+
+    @property
+    def reach(self) -> Float[Tensor, "samples 1"]:
+        """The factor h γ of the field's Jacobian."""
+        reach = self.length.detach().reshape(-1, 1)
+        return reach.real if reach.is_complex() else reach
 
 
 def noticed(judge: Judge, size: Tensor, reach: Tensor, like: Tensor) -> Measure:

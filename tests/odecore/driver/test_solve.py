@@ -17,6 +17,7 @@ from odecore.driver.record import Taken
 from odecore.driver.solve import Norm, Solution, SolveError, Status, larger_tolerance, solve, summed_tolerance
 from odecore.explicit.embedded import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, EmbeddedPair
 from odecore.explicit.tableaus import Tableau
+from odecore.implicit.runge_kutta import KVAERNO3
 from odecore.stepper import Step
 
 
@@ -325,3 +326,23 @@ def test_a_rejected_step_leaves_the_memory_of_the_controller_alone() -> None:
 def test_embedded_weights_must_sum_to_one() -> None:
     with pytest.raises(ValueError, match="sum to one"):
         EmbeddedPair(Tableau(a=((),), b=(1.0,), order=1), (0.5,), 1)
+
+
+@pytest.mark.parametrize("stepper", [DORMAND_PRINCE, KVAERNO3])
+def test_a_sample_that_is_given_up_leaves_the_gradients_of_others_and_of_what_all_share_as_they_are_alone(
+    stepper: object
+) -> None:
+    """y' = -c / √y ends at y = 0, which the second sample meets."""
+    y0, ends = torch.tensor([[1.0], [0.3]], dtype=torch.float64), torch.tensor([0.4, 0.9], dtype=torch.float64)
+    options: dict = {"rtol": 1e-4, "atol": 1e-4, "first_step": 0.3, "partial": True,
+                     "max_steps": 100}
+    gradients = []
+    for rows in (slice(0, 1), slice(0, 2)):
+        c, start = torch.tensor(1.0, dtype=torch.float64, requires_grad=True), y0[rows].clone().requires_grad_()
+        found = solve(stepper, lambda y, t, c=c: -c / torch.sqrt(y), start, 0.0, ends[rows], **options)
+        assert found.status[0] == Status.FINISHED and bool((found.status[1:] != Status.FINISHED).all())
+        kept = torch.where((found.status == Status.FINISHED).unsqueeze(1), found.y, 0.0)
+        to_c, to_start = torch.autograd.grad(kept.sum(), (c, start))
+        gradients.append((to_c, to_start[:1]))
+        assert not to_start[1:].any()
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
