@@ -25,6 +25,9 @@ def calibrate_command(
     seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 1 << 20,
     label: Annotated[str, typer.Option(help="Class label; `cycle` for i mod classes, `none` for no label.")] = "cycle",
     guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    rounds: Annotated[int, typer.Option(help="How often to move the times of the best; 0 for none.")] = 2,
+    cache: Annotated[Path, typer.Option(help="Folder that keeps solutions, so that further NFE are cheap.")]
+        = Path("~/.cache/fewstep"),
     out: Annotated[Path, typer.Option(help="File of the plan; -NFE is added to it for several.")] = Path("plan.json"),
     device: Annotated[str, typer.Option(help="Where the network runs, such as cpu or cuda.")] = "auto",
 ) -> None:
@@ -43,6 +46,7 @@ def calibrate_command(
                 bars.update(task, description=f"{number} NFE, {name}", completed=done, total=total)
 
             plan = calibrate(network, nfe=number, num=num, seed=seed, condition=labels, progress=watched,
+                             rounds=rounds, cache=cache.expanduser(),
                              solvers=None if solvers is None else names_in("solvers", solvers),
                              grids=None if grids is None else names_in("grids", grids))
             bars.remove_task(task)
@@ -72,3 +76,4 @@ def _print(console: Console, plan: Plan) -> None:
     for row in found["table"][:10]:
         table.add_row(row["solver"], row["grid"], f"{row['rms']:.4f}")
     console.print(table)
+    console.print(f"{plan.about['solver']} on {plan.about['grid']}: {found['rms']:.4f}", soft_wrap=True)

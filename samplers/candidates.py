@@ -11,13 +11,14 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from odecore.plan import Plan, execute
 from samplers import flow_grids, grids, levels
 from samplers.compile import compile_plan
 from samplers.first_step import analytic_first_step
-from samplers.grids import Grid
+from samplers.grids import Grid, Times
 from samplers.lms import lms
 from samplers.multistep import ALWAYS
 from samplers.published import WEIGHTS, published_multistep, published_singlestep
@@ -25,6 +26,7 @@ from samplers.registry import GRIDS, SOLVERS, grid_named, solver_named
 from samplers.solver import Solver
 from samplers.unipc import unipc
 from scoremodels.model import ScoreModel
+from scoremodels.schedule import NoiseSchedule
 
 _FROM_NOISE = ("ddim", "dpm-solver-2m", "dpm-solver-3m", "dpm-solver++-2m", "dpm-solver++-3m", "deis-2", "deis-3",
                "ipndm-2", "ipndm-3", "ipndm-4", "lms-2", "lms-3", "unipc-2", "unipc-3", "dpm-solver-2",
@@ -66,13 +68,22 @@ VARIANTS: Mapping[str, Solver] = {
     **_variants(), **{f"{name}+afs": analytic_first_step(SOLVERS[name]) for name in _FROM_NOISE}}  # type: ignore[arg-type]
 """Solvers that calibration tries beyond the registry."""
 
+
+def early(schedule: NoiseSchedule, steps: int, end: float, *, grid: Grid) -> Times:
+    """A grid of one time more, without the last before the end: the last step begins early."""
+    times = grid(schedule, steps + 1, end)
+    return np.append(times[:-2], times[-1])
+
+
 FURTHER_GRIDS: Mapping[str, Grid] = {
     "karras:rho-4": partial(grids.karras, rho=4.0), "karras:rho-12": partial(grids.karras, rho=12.0),
     "leading:from-0": partial(grids.leading, dropped=0), "linspace:to-0": partial(grids.linspace, dropped=0),
     "arctan:std-0.5": partial(levels.arctan, std=0.5),
     "align-your-steps:sdxl": partial(levels.align_your_steps, model="sdxl"),
     "align-your-steps:svd": partial(levels.align_your_steps, model="svd"),
-    **{f"time:shift-{s}": flow_grids.shifted(grids.time, float(s)) for s in (2, 3, 5)}}
+    **{f"{name}:early": partial(early, grid=GRIDS[name]) for name in ("log-snr", "karras", "arctan")},
+    **{f"time:shift-{s}": flow_grids.shifted(grids.time, float(s)) for s in (2, 3, 5)},
+    **{f"time:shift-{s}:early": partial(early, grid=flow_grids.shifted(grids.time, float(s))) for s in (1, 3)}}
 """Grids that calibration tries beyond the registry."""
 
 
@@ -105,6 +116,15 @@ def candidates(
             plan = replace(plan, about={**plan.about, "grid": grid})
             found.setdefault(_mark(plan), Candidate(name, grid, plan))
     return list(found.values())
+
+
+def compiled_on(model: ScoreModel, solver: str, nfe: int, times: Times) -> Plan:
+    """Compile a solver, by its name here, on times of one's own.
+
+    Raises:
+        ValueError: they are not as many as the solver takes, or do not decrease.
+    """
+    return compile_plan(_plain(solver), model.schedule, nfe=nfe, grid=times, prediction=model.prediction)
 
 
 def plain_solvers() -> list[str]:

@@ -12,8 +12,6 @@ from samplers.lockstep import Walk, run_together
 from samplers.noise import SampleNoise
 from scoremodels.model import ScoreModel
 
-FEW = 2
-"""Noises of the first round; each further round has twice as many."""
 KEPT, LEAST = 4, 8
 """One in so many entrants meets the next round, and at least so many."""
 
@@ -74,25 +72,31 @@ class Trial:
         """Let entrants, all of which have met as many noises, meet the first ``count``."""
         if not entrants or entrants[0].count >= count:
             return
-        first = entrants[0].count
-        new = slice(first, count)
-        noise = SampleNoise(range(self.seed + first, self.seed + count), self.model.shape, device=self.model.device)()
-        labels = None if self.labels is None else self.labels[new]
-        together = max(1, self.batch // (count - first))
+        new = slice(entrants[0].count, count)
+        together = max(1, self.batch // (count - new.start))
         for done in range(0, len(entrants), together):
             group = entrants[done:done + together]
-            ends = run_together(self.model, [entrant.start(noise) for entrant in group], labels, states=count - first,
-                                batch=self.batch)
-            for entrant, end in zip(group, ends, strict=True):
-                squares = (end.cpu().double() - self.solution[new]).square().flatten(1).mean(1).sum().item()
+            for entrant, error in zip(group, self.errors([e.start for e in group], new), strict=True):
+                squares = error.square().flatten(1).mean(1).sum().item()
                 entrant.total += squares if math.isfinite(squares) else math.inf
                 entrant.count = count
-            self.states += len(group) * (count - first)
             if self.progress is not None:
                 self.progress(name, min(done + together, len(entrants)), len(entrants))
 
+    def errors(self, starts: Sequence[Callable[[Tensor], Walk]], noises: slice) -> list[Tensor]:
+        """End points less the solution, from some of the noises, in float64 on the host; one tensor a walk."""
+        first, last, _ = noises.indices(len(self.solution))
+        noise = SampleNoise(range(self.seed + first, self.seed + last), self.model.shape, device=self.model.device)()
+        labels = None if self.labels is None else self.labels[noises]
+        ends = run_together(self.model, [start(noise) for start in starts], labels, states=last - first,
+                            batch=self.batch)
+        self.states += len(starts) * (last - first)
+        return [end.cpu().double() - self.solution[noises] for end in ends]
+
     def halve(self, entrants: Sequence[Entrant]) -> list[Entrant]:
         """Go on from the first round until the last ``LEAST`` have met all noises; return these, the best first.
+
+        Each round has twice the noises of the one before.
 
         Source: successive halving, Jamieson & Talwalkar 2016, arXiv:1502.07943; here three quarters leave a round.
         """

@@ -6,7 +6,7 @@ prediction, and returns its end point. Walks of equally many evaluations advance
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,12 @@ def walk_plan(plan: Plan, x: Tensor) -> Walk:
         assert isinstance(row.t, float) and row.noise == 0.0
         registers.advance(row, (yield registers.point, row.t))
     return registers.anchor
+
+
+def start_plan(model: ScoreModel, plan: Plan) -> Callable[[Tensor], Walk]:
+    """Make a plan's walk from standard normal noise."""
+    scale = model.schedule.prior_scale(float(plan.t_start))
+    return lambda noise: walk_plan(plan, noise * scale)
 
 
 @torch.no_grad()

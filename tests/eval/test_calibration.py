@@ -14,7 +14,7 @@ def test_a_calibrated_plan_is_written_and_sampled_from(tmp_path: Path) -> None:
     file, picture = tmp_path / "plan.json", tmp_path / "grid.png"
     result = CliRunner().invoke(cli.app, [
         "calibrate", "--model", "fashion-mnist-flow", "--nfe", "3", "--num", "4", "--solvers", "euler,ipndm-2",
-        "--grids", "time,log-snr", "--out", str(file)])
+        "--grids", "time,log-snr", "--out", str(file), "--cache", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "4 candidates" in result.output
     plan = Plan.from_json(file.read_text())
@@ -28,7 +28,7 @@ def test_a_calibrated_plan_is_written_and_sampled_from(tmp_path: Path) -> None:
 def test_several_numbers_of_evaluations_share_the_solution(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, [
         "calibrate", "--model", "fashion-mnist-flow", "--nfe", "2,3", "--num", "4", "--solvers", "euler",
-        "--grids", "time", "--out", str(tmp_path / "new" / "plan.json")])
+        "--grids", "time", "--rounds", "0", "--cache", str(tmp_path), "--out", str(tmp_path / "new" / "plan.json")])
     assert result.exit_code == 0, result.output
     plans = [Plan.from_json((tmp_path / "new" / f"plan-{n}.json").read_text()) for n in (2, 3)]
     assert [plan.nfe for plan in plans] == [2, 3]
