@@ -10,8 +10,9 @@ from torch import nn
 from scoremodels.networks.diffusers_unet import DiffusersUNet
 from scoremodels.networks.patch_unet import PatchUNet
 from scoremodels.networks.preconditioning import EDMInput, EDMPreconditioned, FlowTime
+from scoremodels.networks.spectral import SpectralDenoiser
 
-NETWORKS = ("patch-unet", "diffusers-unet", "edm-preconditioned", "edm-input", "flow-time")
+NETWORKS = ("patch-unet", "diffusers-unet", "spectral-denoiser", "edm-preconditioned", "edm-input", "flow-time")
 """Kinds of network that :func:`build_network` knows."""
 
 
@@ -31,6 +32,8 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
                 return PatchUNet(**parameters)
             case "diffusers-unet":
                 return DiffusersUNet(_diffusers_unet(parameters))
+            case "spectral-denoiser":
+                return SpectralDenoiser(**parameters)
             case "edm-preconditioned":
                 return EDMPreconditioned(build_network(parameters.pop("body")), **parameters)
             case "edm-input":
@@ -53,6 +56,8 @@ def describe_network(network: nn.Module) -> dict[str, Any]:
             return {"kind": "patch-unet", **network.config}
         case DiffusersUNet():
             return {"kind": "diffusers-unet", **network.config}
+        case SpectralDenoiser():
+            return {"kind": "spectral-denoiser", **network.config}
         case EDMPreconditioned() | EDMInput():
             kind = "edm-preconditioned" if isinstance(network, EDMPreconditioned) else "edm-input"
             return {"kind": kind, "sigma_data": network.sigma_data, "body": describe_network(network.body)}

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from odecore.torus import coefficients, resampled
 from samplers import sample
+from scoremodels.loaders import load, save
 from scoremodels.model import ScoreModel
 from scoremodels.networks.preconditioning import EDMPreconditioned
 from scoremodels.networks.spectral import (
@@ -73,6 +76,13 @@ def test_samples_of_one_seed_are_one_picture_on_every_grid() -> None:
         found[points] = sample(model, x_T=80 * function_noise([5, 6], points), solver="dpm-solver++-2m", nfe=6).samples
     difference = (resampled(found[32], 16, 2) - resampled(found[16], 16, 2)).norm() / found[16].norm()
     assert difference < 0.05
+
+
+def test_a_folder_holds_the_denoiser(tmp_path: Path) -> None:
+    network = EDMPreconditioned(denoiser().float())
+    save(ScoreModel(network, EDM(), "sample", (1, 16, 16)), tmp_path / "model")
+    x, sigma = function_noise([1], 16), torch.tensor([0.7])
+    assert torch.equal(load(tmp_path / "model").network(x, sigma), network(x, sigma))
 
 
 @pytest.mark.parametrize(("call", "name"), [
