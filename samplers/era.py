@@ -84,6 +84,8 @@ class ErrorRobust:
     def __call__(self, x: Tensor, t: Weight) -> Tensor:
         """Evaluate the network; give the raw prediction that has the mean of the noise over the step."""
         raw = self.network(x, t)
+        if x.dtype in (torch.float16, torch.bfloat16):  # differences of the noises would drown in its rounding
+            x, raw = x.float(), raw.float()
         self._noises.append(combine(self.schedule.conversion(self.prediction, "epsilon", float(t)), (x, raw)))
         last = len(self._noises) - 1
         if last < self.bases - 1:
