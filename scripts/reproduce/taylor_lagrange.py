@@ -152,7 +152,7 @@ def draw(runs: Mapping[str, Sequence[Trained]], curves: Mapping[str, list[tuple[
     axes[2].set(title="sampler of the embedded model", xlabel="evaluations, derivatives by their time",
                 ylabel="error of a trajectory", yscale="log")
     axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=85)
     print(f"wrote {path}")
 
 
