@@ -189,7 +189,7 @@ def hidden(states: Tensor, slopes: Tensor, truth: Tensor) -> list[Claim]:
     def known(s: Tensor, t: Tensor) -> Tensor:
         return torch.stack((10.0 * (s[..., 1] - s[..., 0]), 28.0 * s[..., 0] - s[..., 1]), -1)
 
-    seen, settle = states[:, :2], 500
+    seen, settle = states[:, :2], min(500, truth.shape[1] // 2)
     target, centre, scale = slopes[:, :2] - known(seen, seen), seen.mean(0), seen.std(0)
     memory = Reservoir(2, 100, rates=(0.5, 30.0), centre=centre, scale=scale)
     remembered = driven(memory, seen.unsqueeze(0))[0]
