@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from eval.features import (
 )
 from eval.fid import Moments
 from eval.sweep import cycled_labels
-from samplers import ClassifierFreeGuidance
+from samplers import ClassifierFreeGuidance, GuidanceInterval, MemoryLimit, MixedPrecision
+from samplers.precision import PRECISIONS
 from scoremodels.loaders import load
 from scoremodels.model import ScoreModel
 
@@ -100,15 +102,31 @@ def real_moments(
     return moments, {"data": "60,000 training images of Fashion-MNIST", "file": str(path), "count": moments.count}
 
 
-def load_model(name: str, guidance: float | None, device: str) -> ScoreModel:
+def load_model(
+    name: str, guidance: float | None, device: str, *, interval: str | None = None, precision: str = "float32"
+) -> ScoreModel:
     """Load a model onto a device ("auto" takes a GPU if there is one), guided if a scale is given.
 
+    Args:
+        name: name or folder of the model.
+        guidance: scale of classifier-free guidance.
+        device: where it is to run.
+        interval: noise-to-signal ratios "low,high" between which it is guided.
+        precision: what the network computes in, one of ``PRECISIONS``.
+
     Raises:
-        ValueError: the model, the guidance or the device cannot be had.
+        ValueError: the model, the guidance, the precision or the device cannot be had.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+    if interval is not None and guidance is None:
+        raise ValueError(f"guidance-interval={interval!r} limits guidance, and there is none: give --guidance too")
     model = load(name)
     if guidance is not None:
-        model = ClassifierFreeGuidance(model, guidance)
+        guided = ClassifierFreeGuidance(model, guidance)
+        model = guided if interval is None else GuidanceInterval(guided, *_bounds(interval))
+    if precision != "float32":
+        model = MixedPrecision(model, PRECISIONS[precision])
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -116,6 +134,30 @@ def load_model(name: str, guidance: float | None, device: str) -> ScoreModel:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}): choose cpu or cuda"
                          ) from error
+
+
+def _bounds(interval: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in interval.split(","))
+    except ValueError as error:
+        raise ValueError(f"guidance-interval={interval!r}: give two noise-to-signal ratios, such as 0.3,5 or 0.3,inf"
+                         ) from error
+    return low, high
+
+
+def fitting_batch(model: ScoreModel, batch: int, limit: str | None) -> int:
+    """The largest batch up to ``batch`` that fits into memory of ``limit``, such as "2GB" or "500M"; None for any.
+
+    Raises:
+        ValueError: no amount of memory, or one too small for a single sample.
+    """
+    if limit is None:
+        return batch
+    amount = re.fullmatch(r"(\d+(?:\.\d*)?) ?([KMGT]?)(?:I?B)?", limit.strip().upper())
+    if amount is None:
+        raise ValueError(f"memory-limit={limit!r}: give bytes, such as 500M or 2GB")
+    many = int(float(amount[1]) * 1024 ** " KMGT".index(amount[2] or " "))
+    return min(batch, MemoryLimit(many).batch(model, condition=0 if model.num_classes else None))
 
 
 def choose_labels(model: ScoreModel, label: str, num: int, guidance: float | None) -> torch.Tensor | None:

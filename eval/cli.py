@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from eval.arguments import (
     check_folder,
     choose_extractor,
     choose_labels,
+    fitting_batch,
     load_model,
     names_in,
     numbers_in,
@@ -68,6 +70,10 @@ def sweep_command(
     grid: Annotated[str, typer.Option(help="Time grids, separated by commas; each solver's usual one if left out.")]
         = "",
     guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    guidance_interval: Annotated[str | None, typer.Option(help="LOW,HIGH: guide where LOW < noise/signal <= HIGH.")]
+        = None,
+    precision: Annotated[str, typer.Option(help="What the network computes in: float32, bfloat16, float16.")]
+        = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the first sample; sample i has seed + i.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("sweep"),
     batch: Annotated[int, typer.Option(help="Samples to compute at once; they do not depend on it.")] = 250,
@@ -78,18 +84,21 @@ def sweep_command(
         = None,
     compared: Annotated[int, typer.Option(help="Samples to compare with a converged solution; 0 for none.")] = 64,
     reference_nfe: Annotated[int, typer.Option(help="Network evaluations of that solution.")] = 128,
+    memory_limit: Annotated[str | None, typer.Option(help="Make batches as small as this asks, such as 2GB.")] = None,
     device: Annotated[str, typer.Option(help="Where the network runs, such as cpu or cuda.")] = "auto",
 ) -> None:
     """Measure solvers against the number of network evaluations that they spend."""
     console = Console()
     with complaints():
         sampling = Sampling(num, seed, batch, compared, reference_nfe)
-        network = load_model(model, guidance, device)
+        network = load_model(model, guidance, device, interval=guidance_interval, precision=precision)
         cells = plan_cells(network, names_in("solvers", solvers), numbers_in("nfe", nfe),
                            names_in("grid", grid) if grid else (None,))
         extractor = choose_extractor(features, network, inception)
         target, source = real_moments(extractor, reference, network, out, console)
         check_folder(out)
+        batch = fitting_batch(network, batch, memory_limit)
+        sampling = replace(sampling, batch=batch)
         if extractor is not None and num <= extractor.dimension:
             warn(f"{num} samples for {extractor.dimension} features: the covariance is singular and distances are "
                   "biased upwards; compare only with the same number")
@@ -99,6 +108,7 @@ def sweep_command(
         "model": {"name": model, "sha256": fingerprint(network), "prediction": network.prediction,
                   "shape": list(network.shape), "schedule": network.schedule.to_config()},
         "num": num, "seed": seed, "batch": batch, "guidance": guidance,
+        "guidance_interval": guidance_interval, "precision": precision,
         "noise": "sample i starts from standard normal noise of torch.Generator().manual_seed(seed + i)",
         "labels": f"sample i has label i mod {network.num_classes}" if network.num_classes else None,
         "metric": None if extractor is None else extractor.metric,
@@ -140,10 +150,15 @@ def sample_command(
     seed: Annotated[int, typer.Option(help="Seed of the first image; image i has seed + i.")] = 0,
     label: Annotated[str, typer.Option(help="Class label; `cycle` for i mod classes, `none` for no label.")] = "cycle",
     guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    guidance_interval: Annotated[str | None, typer.Option(help="LOW,HIGH: guide where LOW < noise/signal <= HIGH.")]
+        = None,
+    precision: Annotated[str, typer.Option(help="What the network computes in: float32, bfloat16, float16.")]
+        = "float32",
     out: Annotated[Path, typer.Option(help="Folder of the images, or a .png file for the grid alone.")]
         = Path("samples"),
     batch: Annotated[int, typer.Option(help="Images to compute at once; they do not depend on it.")] = 250,
     plan: Annotated[Path | None, typer.Option(help="File of a plan, in place of solver, NFE and grid.")] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="Make batches as small as this asks, such as 2GB.")] = None,
     device: Annotated[str, typer.Option(help="Where the network runs, such as cpu or cuda.")] = "auto",
 ) -> None:
     """Draw samples and write them as PNG files."""
@@ -155,7 +170,7 @@ def sample_command(
             raise ValueError(f"batch={batch}: give at least 1")
         if not 0 <= seed < 2**62:
             raise ValueError(f"seed={seed}: give a whole number from 0 to 2^62")
-        network = load_model(model, guidance, device)
+        network = load_model(model, guidance, device, interval=guidance_interval, precision=precision)
         if plan is None:
             (cell,) = plan_cells(network, [solver], [nfe], [grid])
         else:
@@ -163,6 +178,7 @@ def sample_command(
             solver, grid = str(given.about.get("solver", "plan")), str(given.about.get("grid", "custom"))
             cell = Cell(solver, grid, given.nfe, given)
         labels = choose_labels(network, label, num, guidance)
+        batch = fitting_batch(network, batch, memory_limit)
         alone = out.suffix.lower() == ".png"
         check_folder(out.parent if alone else out)
         (out.parent if alone else out).mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from eval import cli
 from eval.arguments import real_distance
 from eval.features import CLASSIFIER_FOLDER, fashion_mnist_features
 from eval.trajectory import fingerprint
-from samplers import sample
+from samplers import ClassifierFreeGuidance, GuidanceInterval, MixedPrecision, sample
 from scoremodels.loaders import load, save
 from scoremodels.model import ScoreModel
 from scoremodels.networks.patch_unet import PatchUNet
@@ -142,7 +142,32 @@ def test_a_png_file_takes_the_grid_alone(model: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
 
 
+def test_guidance_interval_precision_and_memory_limit_are_those_of_the_library(model: str, tmp_path: Path) -> None:
+    result = run("sample", "-m", model, "--solver", "ddim", "--nfe", 4, "--num", 3, "--guidance", 2, "--label", 3,
+                 "--guidance-interval", "0.3,inf", "--precision", "bfloat16", "--memory-limit", "1M", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    wrapped = MixedPrecision(GuidanceInterval(ClassifierFreeGuidance(load(model), 2.0), 0.3))
+    expected = sample(wrapped, num=3, solver="ddim", nfe=4, condition=3).samples[2, 0]
+    pixels = np.asarray(Image.open(tmp_path / "00002.png"))
+    assert np.abs(pixels / 127.5 - 1 - expected.clamp(-1, 1).numpy()).max() < 3 / 127.5
+
+
+def test_a_sweep_tells_interval_precision_and_the_batch_that_fits(model: str, tmp_path: Path) -> None:
+    result = run("sweep", "-m", model, "--solvers", "ddim", "--nfe", 3, "--num", 4, "--compared", 0,
+                 "--features", "none", "--guidance", 2, "--guidance-interval", "0.3,5", "--precision", "bfloat16",
+                 "--memory-limit", "1.5 MiB", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    about = json.loads((tmp_path / "results.json").read_text())
+    assert (about["guidance_interval"], about["precision"]) == ("0.3,5", "bfloat16") and 1 <= about["batch"] < 250
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
+    (["--guidance-interval", "0.3,5"], "give --guidance too"),
+    (["--guidance", "2", "--guidance-interval", "0.3"], "two noise-to-signal ratios"),
+    (["--guidance", "2", "--guidance-interval", "5,0.3"], "low=5.0, high=0.3"),
+    (["--precision", "int4"], "precision='int4' is unknown"),
+    (["--memory-limit", "much"], "memory-limit='much'"),
+    (["--memory-limit", "1K"], "one sample takes"),
     (["--label", "10"], "between 0 and 9"),
     (["--label", "shirt"], "give a number from 0 to 9"),
     (["--label", "none", "--guidance", "2"], "leaves nothing"),

@@ -18,6 +18,8 @@ from samplers.diffusers import FewStepScheduler
 from samplers.inversion import backwards, ddim_inversion
 from samplers.published import published_multistep
 from samplers.registry import solver_named
+from samplers.sample import sample
+from scoremodels.analytic import GaussianModel
 from scoremodels.schedule import DiscreteVP
 
 FOLDER = Path(__file__).parents[2] / "scoremodels" / "pretrained" / "fashion-mnist-ddpm"
@@ -121,6 +123,17 @@ def test_the_scheduler_inverts_what_it_samples_and_samples_what_it_inverts(by_va
     for t in back.timesteps[1:]:
         x = back.step(network(x, t), t, x).prev_sample
     torch.testing.assert_close(run(there, x), image, rtol=1e-5, atol=1e-4)
+
+
+def test_sample_walks_from_data_to_noise_and_back() -> None:
+    model, options = GaussianModel(torch.zeros(2), torch.eye(2) / 4, SCHEDULE), dict(grid="time", end="minimum")
+    data = sample(model, num=4, nfe=10, solver="ddim", **options).samples
+    noise = sample(model, x_T=data, nfe=80, solver=ddim_inversion(8), **options)
+    assert noise.nfe == 80
+    torch.testing.assert_close(sample(model, x_T=noise.samples, nfe=10, solver="ddim", **options).samples, data,
+                               rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="give the data"):
+        sample(model, num=1, nfe=8, solver=ddim_inversion(8), **options)
 
 
 @pytest.mark.parametrize(("make", "message"), [
