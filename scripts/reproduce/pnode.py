@@ -30,8 +30,11 @@ from odecore.gradients.checkpoint import optimal_advances
 from odecore.gradients.checkpointed import integrate_checkpointed
 from odecore.learn.fields import MLP
 from odecore.learn.fit import fit
+from odecore.plan import Weight, execute
+from samplers import compile_plan
 from samplers.gradients import differentiable_sample
 from scoremodels.loaders import load
+from scoremodels.model import ScoreModel
 
 sys.path.append(str(Path(__file__).parents[1]))
 import bench_adjoint as bench  # noqa: E402
@@ -150,10 +153,21 @@ class Tuned(nn.Module):
         noise = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
         self.noise, self.guidance = nn.Parameter(80 * noise), nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, model: nn.Module, labels: Tensor, steps: int, states: int | None) -> Tensor:
-        """The samples."""
+    def forward(self, model: ScoreModel, labels: Tensor, steps: int, states: int) -> Tensor:
+        """The samples, differentiable in few states."""
         return differentiable_sample(model, self.noise, nfe=steps, condition=labels, guidance=self.guidance,
                                      states=states)
+
+    def by_autograd(self, model: ScoreModel, labels: Tensor, steps: int) -> Tensor:
+        """The same by autograd through the plan, which keeps the graph of every evaluation."""
+        plan = compile_plan("dpm-solver++-2m", model.schedule, nfe=steps, prediction=model.prediction)
+        both = torch.cat([labels, torch.full_like(labels, model.num_classes)])
+
+        def guided(x: Tensor, t: Weight) -> Tensor:
+            conditional, free = model(torch.cat([x, x]), t, both).chunk(2)
+            return free + self.guidance * (conditional - free)
+
+        return execute(plan, guided, self.noise)
 
 
 def tuning(size: Size, seed: int) -> list[Claim]:
@@ -165,26 +179,27 @@ def tuning(size: Size, seed: int) -> list[Claim]:
     def reward(samples: Tensor) -> Tensor:
         return torch.log_softmax(net(samples.clamp(-1, 1)), 1).gather(1, labels[:, None]).mean()
 
-    reward(tuned(model, labels, 5, None)).backward()  # what is loaded at first use is not the method's
+    reward(tuned(model, labels, 5, 2)).backward()  # what is loaded at first use is not the method's
     tuned.zero_grad()
-    measured = {}
-    for states in (5, None):
+    measured = []
+    for way in (lambda: tuned(model, labels, size.sampling, 5),
+                lambda: tuned.by_autograd(model, labels, size.sampling)):
+        gc.collect()
         meter = bench.Meter()
         hook = model.network.register_forward_hook(
             lambda module, inputs, output, meter=meter: bench.Look.apply(output, meter))
         began = time.perf_counter()
-        gradients = torch.autograd.grad(reward(tuned(model, labels, size.sampling, states)), tuple(tuned.parameters()))
-        measured[states] = meter.peak / 2**20, time.perf_counter() - began, gradients
+        gradients = torch.autograd.grad(reward(way()), tuple(tuned.parameters()))
+        measured.append((meter.peak / 2**20, time.perf_counter() - began, gradients))
         hook.remove()
-        gc.collect()
     with torch.no_grad():
-        before = tuned(model, labels, size.sampling, None)
+        before = tuned(model, labels, size.sampling, 5)
     fit(tuned, lambda module, batch: -reward(module(model, labels, size.sampling, 5)), lambda step: None,
         steps=size.tuning, optimizer=lambda parameters: torch.optim.Adam(
             [{"params": [tuned.noise], "lr": 8.0}, {"params": [tuned.guidance], "lr": 0.2}]))
     with torch.no_grad():
-        after = tuned(model, labels, size.sampling, None)
-    (small, slow, ours), (large, quick, theirs) = measured[5], measured[None]
+        after = tuned(model, labels, size.sampling, 5)
+    (small, slow, ours), (large, quick, theirs) = measured
     difference = max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
     what = f"tuning through {size.sampling} steps, {size.tuned} images"
     return [
