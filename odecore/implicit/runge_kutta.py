@@ -42,7 +42,7 @@ class ImplicitRungeKutta:
         tableau: the method; without embedded weights it serves on fixed grids, see :func:`with_slope`.
         solver: how stages are solved. A tolerance of its own bounds the change of ``h γ k`` relative to the
             state, by the rule of :func:`~odecore.implicit.newton.thresholds`; without one an iteration
-            ends where the adaptive driver would see a hundredth of the error that a step may have.
+            ends where the adaptive driver would see a thousandth of the error that a step may have.
         judge: what errors are judged by; the adaptive driver says it.
 
     Cost: for each stage what the solver takes, where an evaluation of a coupled system counts as one of

@@ -20,7 +20,7 @@ from odecore.implicit.tableaus import ImplicitTableau
 from odecore.plan import combine
 from odecore.stepper import Field, Judge, column, send
 
-_SHARE = 0.01
+_SHARE = 0.001
 """Share of the error that a step may have, that an iteration may leave."""
 
 _ROUNDING = 32
@@ -159,12 +159,11 @@ class _Stage:
 
 
 def noticed(judge: Judge, size: Tensor, reach: Tensor, like: Tensor) -> Measure:
-    """What a driver sees of changes δ of a slope z like ``like``: ``judge(hγ δ, max(|y|, |hγ z|))``."""
+    """What a driver sees of changes δ of a slope z like ``like``: ``judge(hγ δ, |y|)``, but for rounding."""
     def measure(change: Tensor, z: Tensor) -> Tensor:
         move, there = reach * unflatten(change, like), torch.maximum(size, (reach * unflatten(z, like)).abs())
         rounding = _ROUNDING * torch.finfo(there.dtype).eps * flatten(there).square().mean(1).sqrt()
-        move = torch.where(move.abs() <= column(rounding, there), 0.0, move)
-        return judge(move, there) / _SHARE
+        return judge(torch.where(move.abs() <= column(rounding, there), 0.0, move), size) / _SHARE
 
     return measure
 
