@@ -157,7 +157,7 @@ _LU_PLUS = "Lu et al. 2022, arXiv:2211.01095"
 SINGLESTEP = tuple(_family(f"dpm-solver-{k}", "singlestep", "noise", k, _LU) for k in (1, 2, 3))
 MULTISTEP = tuple(_family(f"dpm-solver-{k}m", "multistep", "noise", k, _LU) for k in (2, 3))
 PLUS_PLUS = (
-    _family("dpm-solver++-2s", "singlestep", "data", 2, _LU_PLUS),
+    *(_family(f"dpm-solver++-{k}s", "singlestep", "data", k, _LU_PLUS) for k in (2, 3)),
     *(_family(f"dpm-solver++-{k}m", "multistep", "data", k, _LU_PLUS) for k in (2, 3)),
 )
 FAMILY = frozenset(solver.name for solver in (*SINGLESTEP, *MULTISTEP, *PLUS_PLUS))

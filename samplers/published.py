@@ -80,6 +80,7 @@ _MAKERS: dict[str, tuple[Callable[..., Solver], str, int]] = {
     "dpm-solver-1": (published_multistep, "noise", 1), "dpm-solver-2": (published_singlestep, "noise", 2),
     "dpm-solver-3": (published_singlestep, "noise", 3), "dpm-solver-2m": (published_multistep, "noise", 2),
     "dpm-solver-3m": (published_multistep, "noise", 3), "dpm-solver++-2s": (published_singlestep, "data", 2),
+    "dpm-solver++-3s": (published_singlestep, "data", 3),
     "dpm-solver++-2m": (published_multistep, "data", 2), "dpm-solver++-3m": (published_multistep, "data", 3),
     **{solver.name: (sde_dpm_solver, solver.variable, solver.order) for solver in SDE_DPM_SOLVER},
 }

@@ -149,10 +149,10 @@ def test_singlestep_equals_diffusers(algorithm: str, order: int, kind: str, coun
     assert_equal(run_plan(solver, count, END[algorithm]), run(theirs), singlestep_bound(algorithm))
 
 
-@pytest.mark.parametrize("name", ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s"))
+@pytest.mark.parametrize("name", ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2s", "dpm-solver++-3s"))
 def test_the_scheduler_runs_published_singlestep_solvers(name: str) -> None:
     algorithm = "dpmsolver++" if "++" in name else "dpmsolver"
-    order = 3 if name.endswith("3") else 2
+    order = 3 if "-3" in name else 2
     theirs = singlestep(20, algorithm_type=algorithm, solver_order=order, final_sigmas_type=END[algorithm],
                         lower_order_final=True)
     ours = few_step(theirs, solver=name, weights="midpoint")

@@ -29,10 +29,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
         network = EDMPreconditioned(PatchUNet(width=8, width_inner=32, blocks=1, classes=10), 0.5)
     save(ScoreModel(network, EDM(), "sample", (1, 28, 28), num_classes=10), folder / "model")
     command = [sys.executable, ROOT / "scripts" / "reproduce" / "dpm_solver.py", "--models", folder / "model",
-               "--num", "4", "--compared", "2", "--out", folder / "out.json"]
+               "--num", "4", "--compared", "2", "--out", folder / "out.json", "--figure", folder / "figure.png"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
+    assert (folder / "figure.png").stat().st_size > 10_000
     (report,) = json.loads((folder / "out.json").read_text())["models"].values()
     return done.stdout, report
 
