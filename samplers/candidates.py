@@ -104,8 +104,8 @@ def candidates(
     Raises:
         ValueError: an unknown name, or a solver that adds noise or has no plan.
     """
-    chosen = {name: _plain(name) for name in (plain_solvers() if solvers is None else solvers)}
-    ways = {name: _grid(name) for name in (grid_names() if on is None else on)}
+    chosen = {name: solver_of(name) for name in (plain_solvers() if solvers is None else solvers)}
+    ways = {name: grid_of(name) for name in (grid_names() if on is None else on)}
     found: dict[tuple[str, ...], Candidate] = {}
     for name, solver in chosen.items():
         for grid, function in ways.items():
@@ -124,7 +124,7 @@ def compiled_on(model: ScoreModel, solver: str, nfe: int, times: Times) -> Plan:
     Raises:
         ValueError: they are not as many as the solver takes, or do not decrease.
     """
-    return compile_plan(_plain(solver), model.schedule, nfe=nfe, grid=times, prediction=model.prediction)
+    return compile_plan(solver_of(solver), model.schedule, nfe=nfe, grid=times, prediction=model.prediction)
 
 
 def plain_solvers() -> list[str]:
@@ -138,14 +138,24 @@ def grid_names() -> list[str]:
     return [name for name in (*GRIDS, *FURTHER_GRIDS) if name != "skipping"]
 
 
-def _plain(name: str) -> Solver:
+def solver_of(name: str) -> Solver:
+    """Look a deterministic solver up, those that only calibration knows included.
+
+    Raises:
+        ValueError: an unknown name, or a solver that adds noise or has no plan.
+    """
     solver = VARIANTS[name] if name in VARIANTS else solver_named(name)
     if not isinstance(solver, Solver) or solver.stochastic:
         raise ValueError(f"solvers has {name!r}, which has no plan or adds noise: choose deterministic solvers")
     return solver
 
 
-def _grid(name: str) -> Grid:
+def grid_of(name: str) -> Grid:
+    """Look a grid up, those that only calibration knows included.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     return FURTHER_GRIDS[name] if name in FURTHER_GRIDS else grid_named(name)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from odecore.plan import Plan, Row
 from odecore.schemes import exact_flow
+from samplers.auto import AutoSolver
 from samplers.grids import Grid
 from samplers.registry import grid_named, solver_named
 from samplers.solver import AdaptiveSolver, Path, Solver
@@ -56,6 +58,12 @@ def compile_plan(
                          f"at least {chosen.least_nfe}")
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction={prediction!r} is unknown: choose one of {', '.join(PREDICTIONS)}")
+    if isinstance(chosen, AutoSolver):
+        chosen, name, usual = chosen.decide(schedule, int(nfe))
+        if grid is not None:
+            return compile_plan(chosen, schedule, nfe=nfe, grid=grid, prediction=prediction, end=end)
+        plan = compile_plan(chosen, schedule, nfe=nfe, grid=usual, prediction=prediction, end=end)
+        return replace(plan, about={**plan.about, "grid": name})
     rule, label, last = _resolve_grid(chosen, schedule, grid, end)
     path = Path(schedule, prediction, rule, last)
     rows, times = chosen.build(path, int(nfe))

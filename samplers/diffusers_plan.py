@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from odecore.plan import Plan, Row, Weight, combine
+from samplers.auto import AutoSolver
 from samplers.compile import compile_plan
 from samplers.diffusers_batch import numbers_side_by_side, rows_side_by_side
 from samplers.diffusers_clock import Clock
@@ -229,8 +230,9 @@ class Recipe:
         end = "clean" if config["final_sigmas_type"] == "zero" else "minimum"
         if custom is None:
             assert wish.nfe is not None
-            grid = config["grid"] if config["grid"] is not None else spacing(
-                config, wish.mu, original=wish.original_steps, strength=wish.strength)
+            grid = config["grid"]
+            if grid is None and not isinstance(self.solver, AutoSolver):  # which brings its own
+                grid = spacing(config, wish.mu, original=wish.original_steps, strength=wish.strength)
             return compile_plan(
                 self.solver, self.schedule, nfe=wish.nfe, grid=grid, prediction=self.prediction, end=end)
         if custom.ndim != 1 or len(custom) == 0:

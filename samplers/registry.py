@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from samplers import (
     ancestral,
+    auto,
     churn,
     consistency,
     ddim,
@@ -54,6 +55,9 @@ SELECTING: Mapping[str, SelectingSolver] = {solver.name: solver for solver in er
 DISTILLED: Mapping[str, Solver] = {solver.name: solver for solver in consistency.DISTILLED}
 """Samplers of models that were distilled for them; on others they do not converge."""
 
+CHOOSING: Mapping[str, Solver] = {auto.AUTO.name: auto.AUTO}
+"""Names that become another solver when a plan is compiled."""
+
 ALIASES: Mapping[str, str] = {
     **{f"{name}-{k}": f"lms-{k}" for name in ("ipndm-v", "deis-rho") for k in (2, 3, 4)},
     "deis-log-3": "dpm-solver-3m", "rho-heun": "edm-heun", "res-2s": "dpm-solver++-2s",
@@ -91,9 +95,9 @@ def solver_named(name: str) -> Solver | AdaptiveSolver:
         return dpm_solver_v3_named(name)
     base, plus, wrapper = str(name).rpartition("+")
     if not plus or wrapper not in WRAPPERS:
-        return _named("solver", ALIASES.get(name, name), {**SOLVERS, **SELECTING, **DISTILLED})
+        return _named("solver", ALIASES.get(name, name), {**SOLVERS, **SELECTING, **DISTILLED, **CHOOSING})
     solver = solver_named(base)
-    if isinstance(solver, AdaptiveSolver):
+    if isinstance(solver, AdaptiveSolver | auto.AutoSolver):
         raise ValueError(f"solver={name!r}: {base!r} chooses its own steps, and {wrapper!r} needs a fixed grid")
     return WRAPPERS[wrapper](solver)
 
