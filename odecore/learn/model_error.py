@@ -146,6 +146,33 @@ class Corrected(nn.Module):
         return error if self.known is None else self.known(y, t, *args) + error
 
 
+class Local(nn.Module):
+    """The same function at every place of a ring: ``m_k(x) = g(x_{k-reach}, …, x_{k+reach})``.
+
+    Args:
+        network: g, of 2 reach + 1 numbers, with one value.
+        reach: neighbours on each side.
+
+    Raises:
+        ValueError: a negative reach.
+    """
+
+    def __init__(self, network: nn.Module, *, reach: int = 0) -> None:
+        if reach < 0:
+            raise ValueError(f"reach={reach}: give 0 or more neighbours on each side")
+        super().__init__()
+        self.network = network
+        self.reach = reach
+
+    def neighbourhoods(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... n inputs"]:
+        """What g sees at every place."""
+        return torch.stack([x.roll(-k, -1) for k in range(-self.reach, self.reach + 1)], -1)
+
+    def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        """The values m_k(x)."""
+        return self.network(self.neighbourhoods(x)).squeeze(-1)
+
+
 class Remembering(nn.Module):
     """A corrected model whose error depends on the past: ``dx/dt = f0(x) + m(x, r)``, ``dr/dt = f2(x, r)``.
 

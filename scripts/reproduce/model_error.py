@@ -87,10 +87,10 @@ def forecast(field: Callable[..., Tensor], truth: Tensor) -> Forecast:
     return valid(trajectories(TSITOURAS, field, truth[:, 0], times(STEP * (truth.shape[1] - 1))), truth)
 
 
-def valid(predicted: Tensor, truth: Tensor) -> Forecast:
-    """When predictions first leave the truth by 5 % of its size."""
-    wrong = ~((predicted - truth).norm(dim=-1) <= 0.05 * truth.norm(dim=-1))
-    first = torch.where(wrong.any(1), wrong.double().argmax(1), truth.shape[1] - 1) * STEP
+def valid(predicted: Tensor, truth: Tensor, *, step: float = STEP, share: float = 0.05) -> Forecast:
+    """When predictions first leave the truth by 5 % of its size, or another share."""
+    wrong = ~((predicted - truth).norm(dim=-1) <= share * truth.norm(dim=-1))
+    first = torch.where(wrong.any(1), wrong.double().argmax(1), truth.shape[1] - 1) * step
     return Forecast(float(first.mean()), float(first.std() / len(first) ** 0.5))
 
 
