@@ -197,6 +197,7 @@ def draw(path: Path, learned: list[Learned], drift: dict[str, tuple[Tensor, Tens
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for k, one in enumerate(learned):
@@ -204,7 +205,8 @@ def draw(path: Path, learned: list[Learned], drift: dict[str, tuple[Tensor, Tens
         left.loglog(lengths, one.to_field, "o-", color=f"C{k}", label=f"{name}: to $f$")
         left.loglog(lengths, one.to_modified, "s--", color=f"C{k}", mfc="none", label="to $f_h$")
     left.set(xlabel="step h", ylabel="RMS distance of the learned field")
-    left.legend(fontsize=6, loc="lower right")
+    left.set_ylim(top=10 * max(max(one.to_field) for one in learned))  # room for the legend
+    left.legend(fontsize=6, loc="upper left", ncols=2)
     times = torch.linspace(0, until, 201)
     for k, (name, (ours, theory)) in enumerate(drift.items()):
         middle.plot(times, ours, color=f"C{k}", label=f"learned through {name}")
@@ -218,6 +220,10 @@ def draw(path: Path, learned: list[Learned], drift: dict[str, tuple[Tensor, Tens
                          color=f"C{k}", mfc="none", label=f"{name}: {text}")
     right.set(xlabel="steps", ylabel="RMS distance from the solution")
     right.legend(fontsize=8)
+    for panel in (left, right):
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    steps = sorted({n for _, n in bias})
+    right.set_xticks(steps, [str(n) for n in steps])
     figure.savefig(path, dpi=80)
     print(f"wrote {path}")
 
