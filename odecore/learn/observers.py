@@ -106,11 +106,11 @@ class KKL(nn.Module):
         return self.decode(z)
 
     def residual(self, plant: Plant, x: Float[Tensor, "samples n"]) -> Float[Tensor, "samples m"]:
-        """``(∂T/∂x f - D T - F h) / rate``, whitened: zero for the map that z tends to."""
+        """``T - D⁻¹ (∂T/∂x f - F h)``, whitened: zero for the map that z tends to, in units of z."""
         f = plant.field(x, torch.zeros(len(x), dtype=torch.float64, device=x.device))
-        z, dz = torch.func.jvp(self.encode, (x,), (f,))
-        wrong = dz - z @ self.filter.D.to(z).T - plant.output(x) @ self.filter.F.to(z).T
-        return self.of_z.differences(wrong) / self.filter.rate
+        z, dz = torch.func.jvp(self.encode, (x,), (f,))[:2]
+        driven = dz - plant.output(x) @ self.filter.F.to(z).T
+        return self.of_z.differences(z - driven @ torch.linalg.inv(self.filter.D).to(z).T)
 
     def noise(self, z: Float[Tensor, "samples m"], step: float) -> float:
         """Predict the root mean square of x̂'s error by white noise of deviation 1, to first order: ``√⟨tr J P Jᵀ⟩``."""
@@ -129,7 +129,7 @@ def regression(module: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Ten
 def autoencoder(plant: Plant, *, weight: float = 1.0) -> Loss:
     """Learn T from its equation and T* as its inverse, a loss for `fit` of batches (x,); no z is needed.
 
-    ``⟨|T*(T(x)) - x|²⟩ + weight ⟨|∂T/∂x f - D T - F h|²⟩`` in whitened coordinates.
+    ``⟨|T*(T(x)) - x|²⟩ + weight ⟨|T - D⁻¹ (∂T/∂x f - F h)|²⟩`` in whitened coordinates.
 
     Cost: a derivative of T along f more than `regression`.
     """
