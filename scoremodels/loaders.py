@@ -18,6 +18,7 @@ from scoremodels.model import ScoreModel
 from scoremodels.networks.diffusers_unet import DiffusersUNet
 from scoremodels.networks.preconditioning import EDMInput
 from scoremodels.networks.registry import build_network, describe_network
+from scoremodels.published.checkpoints import load_checkpoint
 from scoremodels.schedule import EDM, schedule_from_config
 from scoremodels.weights import PICKLES, assign_weights, find_weights, read_weights
 
@@ -50,9 +51,6 @@ def model_folder(name_or_folder: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        if path.suffix in PICKLES:
-            raise ValueError(f"{given} is a pickle, which could run any code and does not say what the network is: "
-                             "give a folder with config.json and model.safetensors, as save() writes it")
         raise ValueError(f"{given} is a file: give the folder that holds it and its config.json")
     if _HUB_ID.fullmatch(given):
         return _download(given)
@@ -62,14 +60,17 @@ def model_folder(name_or_folder: str | Path) -> Path:
                      "or give a folder, or a hub id 'owner/name'")
 
 
-def load(name_or_folder: str | Path) -> ScoreModel:
+def load(name_or_path: str | Path, *, settings: Mapping[str, Any] | None = None) -> ScoreModel:
     """Load a pretrained model, ready for inference: in evaluation mode, and with no gradients for its weights.
 
     A folder is one that :func:`save` wrote, a diffusers pipeline of a UNet2DModel and a scheduler, or
-    a UNet2DModel with its ``scheduler_config.json`` beside it or in ``scheduler/``.
+    a UNet2DModel with its ``scheduler_config.json`` beside it or in ``scheduler/``. A file is a published
+    checkpoint of EDM, EDM2, score_sde, guided-diffusion, DiT or SiT, recognised by what is in it; its code,
+    if it holds any, is never run.
 
     Args:
-        name_or_folder: a name out of :func:`available`, a folder, or a hub id "owner/name".
+        name_or_path: a name out of :func:`available`, a folder, a hub id "owner/name", or a file.
+        settings: what the file of a checkpoint leaves unsaid, such as {"sde": "vp"}; see docs/checkpoints.md.
 
     Returns:
         The model, on the CPU, its convolutions laid out channels-last.
@@ -78,8 +79,12 @@ def load(name_or_folder: str | Path) -> ScoreModel:
         ValueError: nothing of that name, a damaged file, weights that do not fit, or a pickle that
             could run code.
     """
-    folder = model_folder(name_or_folder)
-    name = folder.resolve().name if Path(name_or_folder).is_dir() else str(name_or_folder)
+    if Path(name_or_path).is_file() and str(name_or_path) not in available():
+        return _ready(load_checkpoint(Path(name_or_path), settings or {}))
+    if settings:
+        raise ValueError(f"settings={dict(settings)}: only the file of a published checkpoint takes settings")
+    folder = model_folder(name_or_path)
+    name = folder.resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
     if (folder / "model_index.json").is_file():
         model = _load_pipeline(folder, name)
     elif (folder / "config.json").is_file():
@@ -88,9 +93,13 @@ def load(name_or_folder: str | Path) -> ScoreModel:
         model = _load_unet(folder, _scheduler_folder(folder), name) if bare else _load_own(folder, config, name)
     else:
         unsafe = next((p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES), None)
-        hint = f"; {unsafe} alone does not say what the network is" if unsafe else ""
+        hint = f"; if {unsafe} is a published checkpoint, give that file itself" if unsafe else ""
         raise ValueError(f"{folder} holds neither config.json nor model_index.json{hint}: give a folder that save() or "
                          "diffusers wrote")
+    return _ready(model)
+
+
+def _ready(model: ScoreModel) -> ScoreModel:
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 

@@ -28,10 +28,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError: the file is damaged, holds more than tensors, or is of an unknown kind.
     """
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} is damaged or truncated ({error}): get the file again") from error
+        return read_safetensors(path)
     if path.suffix not in PICKLES:
         raise ValueError(f"{path} is no weight file: give .safetensors")
     try:
@@ -44,6 +41,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds more than named tensors: save the state dict alone, as .safetensors")
     return state
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a safetensors file, whatever its suffix.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or truncated ({error}): get the file again") from error
 
 
 def find_weights(folder: Path, stem: str) -> Path:

@@ -72,3 +72,56 @@ class FlowTime(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.body(x, (torch.logit(t) / 4).clamp(-2.0, 2.0), condition)
+
+
+class ScaledTime(nn.Module):
+    """Tell a network ``scale · t``, as score_sde's VP networks are told 999 t for t in [0, 1].
+
+    Args:
+        body: the network.
+        scale: of the time.
+    """
+
+    def __init__(self, body: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.body = body
+        self.scale = float(scale)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.body(x, self.scale * t, condition)
+
+
+class VEInput(nn.Module):
+    """Tell a network the noise level: ``ε = -body(x, log(σ/2), label)`` for data in [-1, 1].
+
+    Score_sde's VE networks are told log σ for data in [0, 1], whose σ is half as large, and give σ times the score.
+
+    Args:
+        body: the network.
+
+    Source: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364, table 1.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        return -self.body(x, (0.5 * sigma).clamp_min(1e-30).log(), condition)
+
+
+class ReversedFlow(nn.Module):
+    """Turn a flow's clock round: ``ε - x0 = -body(x, 1 - t, label)``, where the body's time is 1 at the data.
+
+    Args:
+        body: the network, which gives x0 - ε.
+
+    Source: Ma et al. 2024, arXiv:2401.08740.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        return -self.body(x, 1 - t, condition)
