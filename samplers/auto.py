@@ -32,12 +32,12 @@ MANY = 1 << 30
 
 TABLE: Mapping[str, tuple[tuple[int, Choice], ...]] = {
     SIGMA: ((MANY, Choice("ipndm-3", "align-your-steps:svd")),),
-    FLOW: ((7, Choice("deis-2", "align-your-steps:svd")), (14, Choice("ipndm-2", "align-your-steps:svd")),
+    FLOW: ((9, Choice("flow-ab-2", "time:shift-3:early")), (14, Choice("ipndm-2", "align-your-steps:svd")),
            (MANY, Choice("ipndm-3", "log-snr"))),
-    VARIANCE_PRESERVING: ((7, Choice("dpm-solver-2m", "karras")), (14, Choice("unipc-3", "align-your-steps:svd")),
-                          (MANY, Choice("dpm-solver-3m", "log-snr"))),
+    VARIANCE_PRESERVING: ((5, Choice("unipc-3", "linspace")), (14, Choice("unipc-2", "align-your-steps:svd")),
+                          (MANY, Choice("ipndm-4", "align-your-steps:svd"))),
 }
-"""For each kind, up to so many evaluations: the best of a trial with three noises, see docs/comparison.md."""
+"""For each kind, up to so many evaluations: the best in trials on few noises, see docs/comparison.md."""
 
 OTHERWISE = "log-snr:early"
 """A grid that every schedule has: models of latents, for one, reach less noise than the published levels do."""
