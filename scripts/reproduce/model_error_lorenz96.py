@@ -42,14 +42,14 @@ Field = Callable[..., Tensor]
 class Size:
     """How much to run: runs, and lengths in units of time."""
 
-    runs: int = 48
+    runs: int = 32
     settle: float = 3.0
     horizon: float = 5.0
     rows: int = 30_000
-    features: int = 50
+    features: int = 40
     neighbours: int = 300
     steps: int = 800
-    long: float = 30.0
+    long: float = 24.0
 
 
 QUICK = Size(runs=4, settle=0.25, horizon=0.25, rows=200, features=10, neighbours=20, steps=10, long=1.0)

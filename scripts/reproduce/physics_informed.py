@@ -38,14 +38,14 @@ INPUTS = {"f1": (0, 1, 3), "f2": (0, 1, 2)}
 class Size:
     """How much to run."""
 
-    counts: tuple[int, ...] = (1, 5, 20, 100)
+    counts: tuple[int, ...] = (1, 10, 100)
     length: int = 150
-    steps: int = 600
+    steps: int = 300
     width: int = 64
     batch: int = 96
-    points: int = 500
+    points: int = 300
     tests: int = 30
-    rows: int = 600
+    rows: int = 400
     finish: int = 16
 
 
@@ -78,9 +78,9 @@ def data(count: int, length: int, seed: int) -> Tensor:
 class Plain(nn.Module):
     """A field that knows nothing."""
 
-    def __init__(self, width: int, seed: int) -> None:
+    def __init__(self, width: int, seed: int, *, size: int = 4) -> None:
         super().__init__()
-        self.network = MLP((4, width, width, 4), seed=seed, dtype=torch.float64)
+        self.network = MLP((size, width, width, size), seed=seed, dtype=torch.float64)
 
     def forward(self, y: Tensor, t: Tensor) -> Tensor:
         """The network's value."""
