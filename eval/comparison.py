@@ -15,6 +15,9 @@ Record = dict[str, Any]
 OURS = ("named", "calibrated", "auto")
 """What is compared with the best peer."""
 
+MEASURED = ("peer", "calibrated", "auto", "solution")
+"""Whose Fréchet distances stand side by side."""
+
 
 def ratio(row: Record, who: str = "calibrated") -> float:
     """Error over that of the best peer."""
@@ -38,9 +41,10 @@ def markdown(rows: Sequence[Record]) -> str:
     lines.append(f"| geometric mean | | | {means} |")
     measured = [row for row in rows if "peer_distance" in row]
     if measured:
-        lines += ["", "| model | NFE | best peer | calibrated | auto |", "|---|---|---|---|---|"]
-        lines += [f"| {row['model']} | {row['nfe']} | " + " | ".join(
-            f"{row[who + '_distance']:.2f}" for who in ("peer", "calibrated", "auto")) + " |" for row in measured]
+        lines += ["", "| model | NFE | " + " | ".join(MEASURED) + " |", "|---|---|" + "---|" * len(MEASURED)]
+        for row in measured:
+            distances = " | ".join(f"{row[who + '_distance']:.2f}" for who in MEASURED)
+            lines.append(f"| {row['model']} | {row['nfe']} | {distances} |")
     return "\n".join(lines) + "\n"
 
 

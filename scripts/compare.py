@@ -8,8 +8,8 @@ For each model and number of evaluations (NFE), from the same noises:
 * auto: the solver "auto", which chooses from its table with no evaluation of the model at all.
 
 The error is the RMS distance at the end from the converged solution without noise. Peers are found by successive
-halving, so that the last eight have met all noises. Then the Fréchet distances of the calibrated plan, of auto and of
-the best peer. Every result is a line of `results.jsonl` in --out; what is there is not run again.
+halving, so that the last eight have met all noises. Then the Fréchet distances of the best peer, of the calibrated
+plan, of auto and of the solution. Every result is a line of `results.jsonl` in --out; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from odecore.plan import Plan
 from samplers.auto import choose
 from samplers.calibrate import calibrate
 from samplers.candidates import candidates
-from samplers.converged import converged
+from samplers.converged import REFERENCE, converged
 from samplers.halving import Entrant, Trial
 from samplers.lockstep import Walk, run_together, start_plan
 from samplers.noise import SampleNoise
@@ -47,6 +47,8 @@ from scoremodels.model import ScoreModel
 MODELS = ("fashion-mnist-edm", "fashion-mnist-flow", "fashion-mnist-ddpm")
 NFES = (4, 5, 6, 8, 10, 15, 20)
 REPORTED_SEED, CALIBRATION_SEED = 0, 1 << 20
+SOLVED = 50
+"""Evaluations of the solution that the Fréchet distances stand beside."""
 FIRST = 2
 """Noises that every scheduler meets, before the better quarter meets more."""
 
@@ -161,10 +163,13 @@ def compare(name: str, nfe: int, results: Results, arguments: argparse.Namespace
         "auto": auto[0], "auto_rms": picked["rms"], "candidates": found["candidates"],
         "evaluations": found["evaluations"], "processor_seconds": found["processor_seconds"]}
     if nfe in arguments.distance_nfe and arguments.images:
-        for who, start, named_by in (("peer", start_peer(model, peer["name"], nfe), peer["name"]),
-                                     ("calibrated", start_plan(model, calibrated), found["plan"]),
-                                     ("auto", start_plan(model, auto[1]), auto[0])):
-            row[f"{who}_distance"] = results.get((name, nfe, "distance", named_by, arguments.images), partial(
+        solver, grid, _ = REFERENCE
+        starts = {"peer": (start_peer(model, peer["name"], nfe), (nfe, "distance", peer["name"])),
+                  "calibrated": (start_plan(model, calibrated), (nfe, "distance", found["plan"])),
+                  "auto": (start_plan(model, auto[1]), (nfe, "distance", auto[0])),
+                  "solution": (start_plan(model, plan_of(model, solver, grid, SOLVED)[1]), ("distance", "solution"))}
+        for who, (start, named_by) in starts.items():
+            row[f"{who}_distance"] = results.get((name, *named_by, arguments.images), partial(
                 run_distance, model, start, arguments.images))["distance"]
     return row
 
