@@ -109,6 +109,7 @@ def fault(case: Case) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(PARTS))
 def test_a_drawn_combination_runs_soundly_or_is_refused_in_words(seed: int) -> None:
     found: list[tuple[str, Case]] = []
