@@ -38,15 +38,15 @@ INPUTS = {"f1": (0, 1, 3), "f2": (0, 1, 2)}
 class Size:
     """How much to run."""
 
-    counts: tuple[int, ...] = (1, 10, 100)
+    counts: tuple[int, ...] = (5, 50)
     length: int = 150
     steps: int = 300
     width: int = 64
     batch: int = 96
     points: int = 300
     tests: int = 30
-    rows: int = 400
-    finish: int = 16
+    rows: int = 300
+    finish: int = 14
 
 
 QUICK = Size(counts=(2,), length=10, steps=10, width=8, points=20, tests=2, rows=20, finish=1)

@@ -8,7 +8,7 @@ joined to their neighbours by springs, and bounce off a floor at height zero (16
 The force λ of the floor is unknown: a stiff spring with damping that pushes and never pulls. Levels: a network for
 all derivatives (none); the known form with one network for λ, the same for every mass (structure); the same with
 λ ≥ 0 everywhere and λ = 0 off the floor, by an augmented Lagrangian at collocation points (structure + constraints).
-All see the same trajectories and take the same training steps.
+All see the same trajectories and take the same training steps, the first level at a lower rate (3e-3 for 1e-2).
 """
 
 from __future__ import annotations

@@ -40,3 +40,18 @@ def test_a_learned_error_improves_the_forecast_of_a_wrong_model(tmp_path: Path) 
     figures = ours("model_error", tmp_path)
     alone, hybrid = figures["ε=0.05: f0 alone"], figures["ε=0.05: f0 + m"]
     assert alone is not None and hybrid is not None and hybrid > 5 * alone
+    assert figures["x with noise, ensemble filter: b"] == pytest.approx(28.0, abs=1.0)
+
+
+@pytest.mark.slow
+def test_constraints_make_the_force_of_a_floor_miss_them_less(tmp_path: Path) -> None:
+    figures = ours("physics_informed_contact", tmp_path)
+    for name in ("pushes", "off the floor"):
+        free, kept = (figures[f"{level}: mean violation, {name}"] for level in ("structure", "structure + constraints"))
+        assert free is not None and kept is not None and kept < free
+
+
+@pytest.mark.slow
+def test_the_two_scale_system_and_its_closures_run_to_the_end(tmp_path: Path) -> None:
+    figures = ours("model_error_lorenz96", tmp_path)
+    assert all(value is not None and value >= 0 for value in figures.values())

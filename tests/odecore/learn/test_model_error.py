@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from odecore.learn.model_error import (
     Corrected,
+    Local,
     RandomFeatures,
     Regression,
     Remembering,
@@ -71,6 +72,18 @@ def test_a_reservoir_forgets_where_it_started() -> None:
     torch.testing.assert_close(r[0], r[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("reach", [0, 1, 2])
+def test_a_local_correction_is_the_same_function_at_every_place_of_a_ring(reach: int) -> None:
+    x = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    local = Local(nn.Linear(2 * reach + 1, 1, bias=False, dtype=torch.float64), reach=reach)
+    weights = torch.arange(1.0, 2 * reach + 2, dtype=torch.float64)
+    with torch.no_grad():
+        local.network.weight.copy_(weights[None])  # type: ignore[operator, union-attr]
+    expected = torch.tensor([[sum(weights[k + reach] * row[(i + k) % 7] for k in range(-reach, reach + 1))
+                              for i in range(7)] for row in x], dtype=torch.float64)
+    torch.testing.assert_close(local(x).detach(), expected)
+
+
 def test_memory_has_a_derivative_of_its_own() -> None:
     class Zero(nn.Module):
         def forward(self, y: Tensor) -> Tensor:
@@ -92,5 +105,7 @@ def test_wrong_input_is_refused() -> None:
         fit_ridge(RandomFeatures(2, 2, 10), X, X, ridge=0.0)
     with pytest.raises(ValueError, match="below 1"):
         Reservoir(1, 4, rates=(1.0, 2.0), contraction=1.0)
+    with pytest.raises(ValueError, match="0 or more neighbours"):
+        Local(nn.Identity(), reach=-1)
     with pytest.raises(ValueError, match="at least 7"):
         central_derivatives(torch.zeros(1, 6, 1), 0.1)
