@@ -1,4 +1,4 @@
-"""The command `fewstep`: sweep, sample, calibrate, info."""
+"""The command `fewstep`: sweep, sample, calibrate, likelihood, convert, info."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from eval.arguments import (
 )
 from eval.calibration import calibrate_command, read_plan
 from eval.console import complaints, evaluation_bar, progress_bars, warn
+from eval.conversion import convert_command
 from eval.features import FeatureExtractor
 from eval.fid import Moments
 from eval.images import grid as image_grid
@@ -210,6 +211,7 @@ def sample_command(
 
 app.command("calibrate")(calibrate_command)
 app.command("likelihood")(likelihood_command)
+app.command("convert")(convert_command)
 
 
 @app.command("info")
@@ -297,6 +299,8 @@ def _report(
 
 def _card(model: str) -> Path | None:
     """The model card, beside the weights of a folder or of an embedded model."""
+    if Path(model).is_file():
+        return None
     card = model_folder(model) / "README.md"
     return card if card.is_file() else None
 

@@ -53,9 +53,9 @@ def read_nvlabs(found: Mapping[str, Any], path: Path, settings: Mapping[str, Any
     given = whole.arguments
     name = "unet" if whole.name == "Precond" else "model"
     part = whole.state.get("_modules", {}).get(name)
-    if not isinstance(part, Persistent):
-        raise ValueError(f"{path} holds a {whole.name} without a persistent network {name!r}: only EDM's and EDM2's "
-                         "preconditioned networks can be read")
+    if not isinstance(part, Persistent) or whole.nameless or part.nameless:
+        raise ValueError(f"{path} holds a {whole.name} without a persistent network {name!r} that was made with "
+                         "named arguments: only EDM's and EDM2's preconditioned networks can be read")
     body = _body(part)
     state = {key: tensor.float() for key, tensor in tensors(part)
              if not key.endswith("resample_filter") and key != "map_augment.weight"}

@@ -25,22 +25,27 @@ class Persistent:
 
     Args:
         name: of its class.
+        nameless: how many arguments without keywords it was made with.
         arguments: keywords that it was made with.
         state: its attributes.
     """
 
     name: str
+    nameless: int
     arguments: Mapping[str, Any]
     state: Mapping[str, Any]
 
 
 class Inert(dict):  # type: ignore[type-arg]
-    """Stands for an object of a class that is not imported: its items, and its attributes in ``state``."""
+    """Stands for an object of a class that is not imported: its items, and in ``state`` its attributes.
+
+    What gives itself another state than attributes, as numpy's types do, has it there under the empty name.
+    """
 
     state: Mapping[str, Any] = types.MappingProxyType({})
 
     def __setstate__(self, state: object) -> None:
-        object.__setattr__(self, "state", state if isinstance(state, Mapping) else {})
+        object.__setattr__(self, "state", state if isinstance(state, Mapping) else {"": state})
 
 
 class _Inert:
@@ -98,11 +103,8 @@ def _items(state: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
 
 def _persistent(meta: Mapping[str, Any]) -> Persistent:
     state = meta["state"]
-    positional, keywords = state.get("_init_args") or (), state.get("_init_kwargs") or {}
-    if positional:
-        raise Refused(f"its {meta['class_name']} was made with {len(positional)} nameless arguments, which cannot be "
-                      "told apart without its code")
-    return Persistent(str(meta["class_name"]), dict(keywords), dict(state))
+    return Persistent(str(meta["class_name"]), len(state.get("_init_args") or ()),
+                      dict(state.get("_init_kwargs") or {}), dict(state))
 
 
 def _storage(data: bytes) -> object:
@@ -132,10 +134,10 @@ def _numpy_dtype(code: str, *_: object) -> Inert:
 
 
 def _checked_dtype(dtype: object) -> np.dtype[Any]:
-    order = dtype.state.get("order", "<") if isinstance(dtype, Inert) else "<"
     found = np.dtype(str(dtype["code"])) if isinstance(dtype, Inert) else None
     if found is None or found.kind not in "biuf":
-        raise Refused(f"it holds an array of {dtype}")
+        raise Refused(f"it holds a number of type {dtype}")
+    _, order, *_ = dtype.state.get("", (3, "<"))  # type: ignore[union-attr]
     return found.newbyteorder(">" if order == ">" else "<")
 
 

@@ -54,7 +54,7 @@ def read_score_sde(found: Mapping[str, Any], path: Path, settings: Mapping[str, 
     assign_weights(network, _renamed(network, groups, path), path)
     config = network.config
     shape = (config["channels"], config["resolution"], config["resolution"])
-    if given.get("sde", _sde(path, bool(config["fourier"]))) == "vp":
+    if (given.get("sde") or _sde(path, bool(config["fourier"]))) == "vp":
         return ScoreModel(ScaledTime(network, 999.0), ContinuousVP(), "epsilon", shape, name=path.stem)  # type: ignore[arg-type]
     ends = state["sigmas"].double()
     low, high = 2.0 * float(ends.min()), 2.0 * float(ends.max())
