@@ -45,9 +45,9 @@ Estimator = Callable[[Tensor, Tensor], Tensor]
 class Size:
     """How much to run."""
 
-    runs: int = 10
-    seeds: int = 4
-    steps: int = 200
+    runs: int = 5
+    seeds: int = 3
+    steps: int = 300
 
 
 QUICK = Size(runs=2, seeds=1, steps=5)
@@ -96,7 +96,8 @@ class System:
 
     def runs(self, count: int, seed: int) -> Tensor:
         """Exact states from random starts."""
-        starts = 2 * torch.randn(count, self.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        unit = torch.rand(count, self.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        starts = 4 * unit - 2
         if self.warm:
             starts = trajectories(DOP853, self.field, starts, [0.02 * k for k in range(round(self.warm / 0.02))])[:, -1]
         fine = [self.step / 2 * k for k in range(2 * self.count - 1)]
@@ -173,10 +174,10 @@ def derivative_claims(operator: DerivativeOperator, size: Size, seed: int) -> tu
     return claims, curves
 
 
-def forecast(system: System, how: str, estimator: Estimator | None, size: Size, seed: int) -> float:
-    """Train a neural ODE on noisy trajectories and return its relative error of forecasts from unseen starts."""
-    clean, test = system.runs(10, 10 + seed), system.runs(20, 1000 + seed)
-    x, length = noisy(clean, 0.01, seed), 10
+def forecast(system: System, estimator: Estimator | None, size: Size, seed: int) -> float:
+    """Train a neural ODE on trajectories with 1 % noise; its relative error over 29 steps from unseen starts."""
+    clean, test = system.runs(10, 10 + seed), system.runs(10, 1000 + seed)[:, :30]
+    x, length = noisy(clean, 0.01, seed), 3
     scale = x.flatten(0, 1).std(0)
     x, test = x / scale, test / scale
     field = MLP((2, 32, 32, 2), seed=seed, dtype=torch.float64)
@@ -191,11 +192,11 @@ def forecast(system: System, how: str, estimator: Estimator | None, size: Size, 
         loss = with_derivatives(loss, x.flatten(0, 1), system.times.repeat(len(x)), slopes, weight=weight,
                                 field=autonomous)
     cut = windows(x, length)
-    fit(field, loss, minibatches(cut, size=min(200, len(cut)), seed=seed), steps=size.steps, optimizer=adam(1e-2),
+    fit(field, loss, minibatches(cut, size=min(100, len(cut)), seed=seed), steps=size.steps, optimizer=adam(1e-2),
         callbacks=[cosine_decay(size.steps, floor=0.02)], clip=1.0)
     with torch.no_grad():
-        found = integrate(FOUR_STAGES, autonomous(field), test[:, 0], system.times.tolist(), trajectory=True,
-                          partial=True).ys
+        found = integrate(FOUR_STAGES, autonomous(field), test[:, 0], system.times[:30].tolist(),
+                          trajectory=True, partial=True).ys
     assert found is not None
     error = ((found - test).square().mean() / test.var((0, 1)).mean()).sqrt().item()
     return error if math.isfinite(error) else math.inf
@@ -203,14 +204,15 @@ def forecast(system: System, how: str, estimator: Estimator | None, size: Size, 
 
 def forecast_claims(operator: DerivativeOperator, size: Size, seed: int) -> tuple[list[Claim], dict]:
     """Forecasts with and without derivatives, from several seeds."""
-    ways: dict[str, Estimator | None] = {"NODE": None, "NDO-NODE": operator, "NODE, finite differences":
-                                         finite_differences}
+    ways: dict[str, Estimator | None] = {
+        "NODE": None, "NDO-NODE": operator, "NODE, finite differences": finite_differences}
     claims, results = [], {}
     for system in (VAN_DER_POL, STIFF):
-        errors = {how: [forecast(system, how, estimator, size, seed + k) for k in range(size.seeds)]
-                  for how, estimator in ways.items()}
-        for how, values in errors.items():
-            print(f"{system.name}, {how}: errors of forecasts", *(f"{value:.3g}" for value in values), flush=True)
+        errors: dict[str, list[float]] = {how: [] for how in ways}
+        for k in range(size.seeds):
+            for how, estimator in ways.items():
+                errors[how].append(forecast(system, estimator, size, seed + k))
+                print(f"{system.name}, seed {seed + k}, {how}: error of forecasts {errors[how][-1]:.3g}", flush=True)
         results[system.name] = errors
         mean = {how: float(np.mean(values)) for how, values in errors.items()}
         better = sum(a < b for a, b in zip(errors["NDO-NODE"], errors["NODE"], strict=True))

@@ -68,7 +68,7 @@ def run(model: ScoreModel, x: Tensor, nfe: int, how: str, operator: DerivativeOp
 
 def sampler_claims(quick: bool, seed: int) -> list[Claim]:
     """Errors of trajectories at equal evaluations."""
-    count, reference_nfe = (2, 16) if quick else (16, 64)
+    count, reference_nfe = (2, 16) if quick else (8, 48)
     model, operator = load(MODEL), trained(20 if quick else 800, seed)
     schedule = model.schedule
     exact = reference_solution(model, num=count, nfe=reference_nfe).end_points[float(schedule.t_min)]
