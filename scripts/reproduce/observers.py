@@ -43,11 +43,11 @@ class Size:
     """How much to run."""
 
     points: int = 10_000
-    steps: int = 2000
+    steps: int = 1000
     hidden: tuple[int, ...] = (50, 50, 50)
     runs: int = 20
     cutoffs: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
-    luenberger: int = 250
+    luenberger: int = 120
 
 
 QUICK = Size(points=300, steps=150, hidden=(30, 30), runs=3, cutoffs=(0.2, 0.8), luenberger=5)
@@ -157,9 +157,8 @@ def trained(task: Task, filter: Filter, size: Size, seed: int, way: str = "pairs
     observer = KKL(filter, pairs, hidden=size.hidden, seed=seed, floor=0.01 if way == "pairs" else 0.1)
     loss: Loss = regression if way == "pairs" else autoencoder(task.plant, weight=10.0)
     rows = pairs if way == "pairs" else pairs[:1]
-    steps = size.steps if way == "pairs" else 3 * size.steps // 4  # of three times the cost
-    fit(observer, loss, minibatches(*rows, size=min(500, len(pairs.x)), seed=seed), steps=steps,
-        optimizer=adam(5e-3), callbacks=[cosine_decay(steps, floor=0.01)])
+    fit(observer, loss, minibatches(*rows, size=min(500, len(pairs.x)), seed=seed), steps=size.steps,
+        optimizer=adam(5e-3), callbacks=[cosine_decay(size.steps, floor=0.01)])
     return observer
 
 
@@ -266,7 +265,7 @@ def luenberger_claims(size: Size, seed: int) -> list[Claim]:
     observers = {"known part alone": made(None), "damping learned": made(Damping((2, 32, 1), seed=seed).double())}
     errors = {}
     for name, observer in observers.items():
-        fit(observer, functools.partial(following, step=task.step), data, steps=size.luenberger, optimizer=adam(0.02),
+        fit(observer, functools.partial(following, step=task.step), data, steps=size.luenberger, optimizer=adam(0.03),
             callbacks=[cosine_decay(size.luenberger, floor=0.05)])
         with torch.no_grad():
             start = torch.zeros_like(test.x[:, 0])
