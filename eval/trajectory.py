@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from odecore.plan import Registers, Row
 from samplers import compile_plan, sample
+from scoremodels.fingerprint import fingerprint as fingerprint
 from scoremodels.model import ScoreModel
 
 REFERENCE_SOLVER = "dpm-solver++-3m"
@@ -62,16 +62,6 @@ def trajectory_errors(samples: Float[Tensor, "batch ..."], reference: Float[Tens
         raise ValueError(f"samples have shape {tuple(samples.shape)} and reference {tuple(reference.shape)}: "
                          "compare as many, from the same seeds")
     return (samples.detach().cpu().double() - reference.cpu().double()).flatten(1).square().mean(1).sqrt()
-
-
-def fingerprint(model: ScoreModel) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the network's weights; guidance around it changes nothing."""
-    module = model.network if isinstance(model.network, torch.nn.Module) else model
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 _CACHE: WeakKeyDictionary[ScoreModel, dict[tuple[object, ...], Reference]] = WeakKeyDictionary()

@@ -6,14 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from odecore.plan import Plan, Row
+from samplers.plan_files import check_made_for
 from samplers.restart import stands_alone
-from scoremodels.schedule import NoiseSchedule, schedule_from_config
-
-_TOLERANCE = 1e-3
-"""How far α of two schedules may be apart at the plan's times: diffusers keeps its own in float32."""
+from scoremodels.schedule import NoiseSchedule
 
 
 def fixed_plan(config: Mapping[str, Any], schedule: NoiseSchedule, network: str, *, over_sample: bool) -> Plan | None:
@@ -34,19 +30,7 @@ def fixed_plan(config: Mapping[str, Any], schedule: NoiseSchedule, network: str,
         raise ValueError(f"{others[0]}={config[others[0]]!r} beside a plan, which has its own solver and grid: leave "
                          "it out, or the plan")
     plan = Plan.from_json(config["plan"])
-    times = np.array([float(row.t) for row in plan.rows])
-    if times.max() > schedule.t_last or times.min() < schedule.t_clean:
-        raise ValueError(f"plan evaluates the network at times from {times.max()} to {times.min()}, and the schedule "
-                         f"of this config has {schedule.t_clean} to {schedule.t_last}: take a plan made for this model")
-    about: Mapping[str, Any] = plan.about
-    if "schedule" in about:
-        alphas = [np.asarray(s.alpha(times)) for s in (schedule, schedule_from_config(about["schedule"]))]
-        if np.abs(alphas[0] - alphas[1]).max() > _TOLERANCE:
-            raise ValueError("plan was made for another noise schedule than that of this config: take a plan made for "
-                             f"this model; the plan's is {about['schedule'].get('kind')!r}")
-    if about.get("prediction", network) != network:
-        raise ValueError(f"plan was made for a network that predicts {about['prediction']!r}, and this config's "
-                         f"predicts {network!r}: take a plan made for this model")
+    check_made_for(plan, schedule, network)
     return replace(plan, rows=_over_sample(plan.rows, schedule, network)) if over_sample else plan
 
 

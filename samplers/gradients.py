@@ -80,7 +80,7 @@ def differentiable_sample(
     if any(row.noisy for row in plan.rows):
         raise ValueError(f"solver={plan.about.get('solver')!r} adds noise of its own: choose one that does not")
     trained = tuple(parameters)
-    network = _evaluator(model, {id(parameter) for parameter in trained})
+    network = constant_network(model, trained)
     weights: tuple[Tensor, ...] = ()
     if guidance is None:
         if condition is not None and condition.ndim != 1:
@@ -93,9 +93,12 @@ def differentiable_sample(
     return execute_checkpointed(plan, predict, x_T, states=states, memory=memory, parameters=(*trained, *weights))
 
 
-def _evaluator(model: ScoreModel, trained: set[int]) -> Callable[[Tensor, Weight, Tensor | None], Tensor]:
-    """The model with all parameters but the given ones as constants."""
-    constants = {name: p.detach() for name, p in model.named_parameters() if id(p) not in trained}
+def constant_network(
+    model: ScoreModel, trained: Iterable[Tensor] = ()
+) -> Callable[[Tensor, Weight, Tensor | None], Tensor]:
+    """The model as a function of state, time and label, with all parameters but the given ones as constants."""
+    kept = {id(parameter) for parameter in trained}
+    constants = {name: p.detach() for name, p in model.named_parameters() if id(p) not in kept}
     return lambda x, t, condition: functional_call(model, constants, (x, t, condition))
 
 

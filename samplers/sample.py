@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from samplers.compile import compile_plan, resolve_end
 from samplers.grids import Grid
 from samplers.memory import MemoryLimit, halving
 from samplers.parts import Handover, hand_over, rows_between
+from samplers.plan_files import check_made_for, read_plan
 from samplers.registry import solver_named
 from samplers.solver import AdaptiveSolver, SelectingSolver, Solver
 from samplers.trajectory import Trajectory, joined
@@ -52,7 +54,7 @@ def sample(
     nfe: int = 10,
     grid: str | Grid | Sequence[float] | NDArray[np.float64] | None = None,
     end: str | float | None = None,
-    plan: Plan | None = None,
+    plan: Plan | str | PathLike[str] | None = None,
     seed: int = 0,
     x_T: Tensor | Result | None = None,  # noqa: N803 (the field's name for the start noise)
     condition: int | Tensor | None = None,
@@ -78,7 +80,8 @@ def sample(
         grid: times at which the network is evaluated, see :func:`~samplers.compile.compile_plan`; adaptive
             solvers take none.
         end: where to stop, see :func:`~samplers.compile.compile_plan`.
-        plan: a compiled plan to run in place of ``solver``, ``nfe``, ``grid`` and ``end``.
+        plan: a compiled plan to run in place of ``solver``, ``nfe``, ``grid`` and ``end``; or the file of one that was
+            made for a model of this schedule and prediction.
         seed: seed of the first sample.
         x_T: start states of shape ``(num, *model.shape)``, in place of drawn noise; or the result of a run that
             ended early, to go on with its plan, its seeds and its history.
@@ -106,6 +109,10 @@ def sample(
     labels = _labels(model, condition, count)
     if not isinstance(batch, MemoryLimit) and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch={batch!r}: give a whole number of samples, at least 1, or a MemoryLimit")
+    if plan is not None and not isinstance(plan, Plan):
+        plan = read_plan(plan, model.schedule, model.prediction)
+    elif plan is not None:
+        check_made_for(plan, model.schedule, model.prediction)
     plan = plan if given is None else given.plan
     chosen = solver_named(solver) if isinstance(solver, str) else solver
     selecting = chosen if plan is None and isinstance(chosen, SelectingSolver) else None
@@ -160,7 +167,7 @@ def _gathered(batches: Sequence[Batch]) -> Result:
     return Result(samples, max(part.evaluations for part in batches), None, passes)
 
 
-def _handover(run: Result, plan: Plan | None) -> Handover:
+def _handover(run: Result, plan: Plan | str | PathLike[str] | None) -> Handover:
     if run.handover is None:
         raise ValueError("x_T is a run that has ended: give one that was stopped with denoising_end, or its samples")
     if plan is not None and plan is not run.handover.plan:

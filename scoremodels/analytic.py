@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from scoremodels.follow import followed
 from scoremodels.model import ScoreModel
 from scoremodels.schedule import NoiseSchedule
 
@@ -131,10 +131,9 @@ class _ExactDenoiser(nn.Module, ABC):
         self.schedule = schedule
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        times = t.detach().to("cpu", torch.float64).numpy()
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
-        alpha, sigma = (torch.from_numpy(np.asarray(f(times))).to(x.device)[:, None]
-                        for f in (self.schedule.alpha, self.schedule.sigma))
+        low, high = float(self.schedule.t_clean), float(self.schedule.t_last)
+        alpha, sigma = (followed(f, t, low, high)[:, None] for f in (self.schedule.alpha, self.schedule.sigma))
         mean = self.posterior_mean(x.to(work).flatten(1), alpha, sigma).to(work)
         # Without noise the state is the sample; there the formulas may divide zero by zero.
         # Its divisor is 1 elsewhere: an infinite one, though not chosen, would make gradients nan at pure noise.
