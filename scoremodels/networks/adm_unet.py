@@ -59,7 +59,7 @@ class ADMUNet(nn.Module):
                 (heads or stage.width_out // 64) if attends else 0)
 
         widths = [int(width * multiplier) for multiplier in multipliers]
-        encoder = encoder_stages(resolution, channels, widths, blocks)
+        encoder = encoder_stages(resolution, channels, widths[0], widths, blocks)
         decoder = decoder_stages(encoder, widths, blocks)
         self.enc = nn.ModuleDict({stage.name: block(stage) for stage in encoder})
         self.dec = nn.ModuleDict({stage.name: block(stage) for stage in decoder})

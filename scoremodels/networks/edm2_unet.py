@@ -127,7 +127,7 @@ class EDM2UNet(nn.Module):
             return _Block(stage, embedded, encodes, stage.width_out // head_width if attends else 0,
                           (balance, balance_attention), clip, taps)
 
-        encoder = encoder_stages(resolution, channels + 1, widths, blocks)
+        encoder = encoder_stages(resolution, channels + 1, widths[0], widths, blocks)
         decoder = decoder_stages(encoder, widths, blocks)
         self.enc = nn.ModuleDict({stage.name: block(stage, True) for stage in encoder})
         self.dec = nn.ModuleDict({stage.name: block(stage, False) for stage in decoder})

@@ -65,7 +65,7 @@ class SongUNet(nn.Module):
         self.map_layer0 = nn.Linear(told, embedded)
         self.map_layer1 = nn.Linear(embedded, embedded)
         widths = [width * multiplier for multiplier in multipliers]
-        encoder = encoder_stages(resolution, channels, widths, blocks)
+        encoder = encoder_stages(resolution, channels, width, widths, blocks)
         self.enc = _encoder(encoder, style, channels, attention, pyramid_in, taps)
         decoder = decoder_stages(encoder, widths, blocks)
         self.dec = _decoder(decoder, style, channels_out, attention, pyramid_out, taps)

@@ -28,15 +28,25 @@ class Stage(NamedTuple):
     last: bool = False
 
 
-def encoder_stages(resolution: int, channels: int, widths: Sequence[int], blocks: int) -> list[Stage]:
-    """List an encoder: at each level a stem or a halving, then blocks; the output of each is a skip connection."""
+def encoder_stages(
+    resolution: int, channels: int, stem: int, widths: Sequence[int], blocks: int
+) -> list[Stage]:
+    """List an encoder: at each level a stem or a halving, then blocks; the output of each is a skip connection.
+
+    Args:
+        resolution: rows of the input.
+        channels: of the input.
+        stem: width of the first convolution.
+        widths: of each level's blocks.
+        blocks: of each level.
+    """
     stages = []
     width = channels
     for level, wide in enumerate(widths):
         rows = resolution >> level
         if level == 0:
-            stages.append(Stage(f"{rows}x{rows}_conv", "stem", level, rows, width, wide))
-            width = wide
+            stages.append(Stage(f"{rows}x{rows}_conv", "stem", level, rows, width, stem))
+            width = stem
         else:
             stages.append(Stage(f"{rows}x{rows}_down", "down", level, rows, width, width))
         for index in range(blocks):

@@ -134,10 +134,11 @@ def _numpy_dtype(code: str, *_: object) -> Inert:
 
 
 def _checked_dtype(dtype: object) -> np.dtype[Any]:
-    found = np.dtype(str(dtype["code"])) if isinstance(dtype, Inert) else None
-    if found is None or found.kind not in "biuf":
-        raise Refused(f"it holds a number of type {dtype}")
-    _, order, *_ = dtype.state.get("", (3, "<"))  # type: ignore[union-attr]
+    code = str(dtype.get("code")) if isinstance(dtype, Inert) else ""
+    if not isinstance(dtype, Inert) or code[:1] not in ("b", "i", "u", "f"):
+        raise Refused(f"it holds a number of type {code or dtype}")
+    found = np.dtype(code)
+    _, order, *_ = dtype.state.get("", (3, "<"))
     return found.newbyteorder(">" if order == ">" else "<")
 
 

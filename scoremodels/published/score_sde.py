@@ -15,7 +15,7 @@ from scoremodels.networks.resample import BOX
 from scoremodels.networks.song_unet import SongUNet
 from scoremodels.networks.unet_block import UNetBlock
 from scoremodels.published.settings import told
-from scoremodels.schedule import EDM, ContinuousVP
+from scoremodels.schedule import EDM, ContinuousVP, DiscreteVP
 from scoremodels.weights import assign_weights
 
 Group = dict[str, Tensor]
@@ -23,7 +23,7 @@ Group = dict[str, Tensor]
 _BLOCK = {"GroupNorm_0": "norm0", "Conv_0": "conv0", "Dense_0": "affine", "GroupNorm_1": "norm1", "Conv_1": "conv1",
           "Conv_2": "skip"}
 _FIR = (1.0, 3.0, 3.0, 1.0)
-_CHOICES: dict[str, Any] = {"sde": ("vp", "ve"), "image_size": int}
+_CHOICES: dict[str, Any] = {"sde": ("vp", "vp-discrete", "ve"), "image_size": int}
 
 
 def is_score_sde(found: object) -> bool:
@@ -33,13 +33,14 @@ def is_score_sde(found: object) -> bool:
 
 
 def read_score_sde(found: Mapping[str, Any], path: Path, settings: Mapping[str, Any]) -> ScoreModel:
-    """Make a model of the averaged weights of a continuously trained network.
+    """Make a model of the averaged weights of a network.
 
     Args:
         found: the checkpoint.
-        path: of it; a folder "vp" or "ve" on the way says which process it was trained on.
-        settings: "sde" ("vp" or "ve"), where neither the path nor Fourier features (VE) tell; "image_size", where no
-            attention tells, which is at 16×16 in all published networks.
+        path: of it; a folder "vp" or "ve" on the way says which process it was trained on, and the next folder whether
+            continuously.
+        settings: "sde" ("vp", "vp-discrete" or "ve"), where neither the path nor Fourier features (VE) tell;
+            "image_size", where no attention tells, which is at 16×16 in all published networks.
 
     Raises:
         ValueError: another architecture, the sub-VP process, or a process that nothing tells.
@@ -54,8 +55,14 @@ def read_score_sde(found: Mapping[str, Any], path: Path, settings: Mapping[str, 
     assign_weights(network, _renamed(network, groups, path), path)
     config = network.config
     shape = (config["channels"], config["resolution"], config["resolution"])
-    if (given.get("sde") or _sde(path, bool(config["fourier"]))) == "vp":
+    sde = given.get("sde") or _sde(path, bool(config["fourier"]))
+    if sde == "vp-discrete":
+        return ScoreModel(network, DiscreteVP.linear(), "epsilon", shape, name=path.stem)  # type: ignore[arg-type]
+    if sde == "vp":
         return ScoreModel(ScaledTime(network, 999.0), ContinuousVP(), "epsilon", shape, name=path.stem)  # type: ignore[arg-type]
+    if not config["fourier"]:
+        raise ValueError(f"{path} is a VE network that was trained at whole steps of time: only those that were "
+                         "trained continuously, with Fourier features, can be read")
     ends = state["sigmas"].double()
     low, high = 2.0 * float(ends.min()), 2.0 * float(ends.max())
     return ScoreModel(VEInput(network), EDM(round(low, 9), round(high, 4)), "epsilon", shape, name=path.stem)  # type: ignore[arg-type]
@@ -189,13 +196,13 @@ def _attention(group: Group) -> Iterator[tuple[str, Tensor]]:
 
 
 def _sde(path: Path, fourier: bool) -> str:
-    folders = set(path.resolve().parts[:-1])
+    folders = path.resolve().parts[:-1]
     if "subvp" in folders:
         raise ValueError(f"{path} lies in a folder 'subvp': the sub-VP process is none of ours; take a network of the "
                          "VP or VE process")
-    for name in ("vp", "ve"):
-        if name in folders:
-            return name
-    if fourier:
+    if "vp" in folders:
+        config = "".join(folders[folders.index("vp") + 1:])
+        return "vp-discrete" if config and "continuous" not in config else "vp"
+    if "ve" in folders or fourier:
         return "ve"
     raise ValueError(f"{path} does not tell the process it was trained on: give settings={{'sde': 'vp'}}, or 've'")

@@ -45,9 +45,10 @@ def read_checkpoint(path: Path) -> object:
 
 def _read_torch(path: Path) -> Any:
     # A Namespace is what argparse returns: attributes, and nothing that runs.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    # Given the open file and not its name, torch does not look at the suffix.
+    with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line),
                           str(error).splitlines()[0])

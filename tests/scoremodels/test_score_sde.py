@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scoremodels.loaders import load, save
-from scoremodels.schedule import EDM, ContinuousVP
+from scoremodels.schedule import EDM, ContinuousVP, DiscreteVP, NoiseSchedule
 from tests.scoremodels.published_files import (
     PUBLISHED,
     assert_equal_but_for_rounding,
@@ -49,20 +49,32 @@ def test_a_ve_network_gives_sigma_times_the_score_on_twice_the_range(checkpoint:
         assert_equal_but_for_rounding(picked(model.noise(x, 2 * sigma)), torch.tensor(expected))
 
 
-def test_a_folder_tells_the_process(tmp_path: Path) -> None:
-    path = tmp_path / "vp" / "cifar10_ddpmpp_deep_continuous" / "checkpoint_8.pth"
+@pytest.mark.parametrize(("config", "schedule"), [
+    ("cifar10_ddpmpp_deep_continuous", ContinuousVP()), ("cifar10_ddpmpp", DiscreteVP.linear())])
+def test_a_folder_tells_the_process(tmp_path: Path, config: str, schedule: NoiseSchedule) -> None:
+    path = tmp_path / "vp" / config / "checkpoint_8.pth"
     score_sde_checkpoint("score-sde-vp", path)
-    assert load(path).schedule == ContinuousVP()
+    model = load(path)
+    assert model.schedule == schedule
+    if config == "cifar10_ddpmpp":  # trained at whole steps, which are what the network is told
+        t, expected = PUBLISHED["score-sde-vp"]["outputs"][2]
+        assert_equal_but_for_rounding(picked(model(states(model.shape), 999 * t)), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("checkpoint", ["score-sde-vp"], indirect=True)
 def test_a_process_that_nothing_tells_is_asked_for(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="settings={'sde': 'vp'}"):
         load(checkpoint)
-    with pytest.raises(ValueError, match="one of vp, ve"):
+    with pytest.raises(ValueError, match="one of vp, vp-discrete, ve"):
         load(checkpoint, settings={"sde": "subvp"})
     with pytest.raises(ValueError, match="takes sde, image_size"):
         load(checkpoint, settings={"process": "vp"})
+
+
+@pytest.mark.parametrize("checkpoint", ["score-sde-vp"], indirect=True)
+def test_a_ve_network_that_was_trained_at_whole_steps_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="whole steps"):
+        load(checkpoint, settings={"sde": "ve"})
 
 
 def test_the_sub_vp_process_is_refused(tmp_path: Path) -> None:
