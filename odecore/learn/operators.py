@@ -168,7 +168,8 @@ def with_derivatives(
 
 def _orthonormal(u: Tensor) -> tuple[Tensor, Tensor]:
     """Polynomials to DEGREE that are orthonormal on the points u, and their derivatives: (…, degree + 1, points)."""
-    values, slopes = [], []
+    values: list[Tensor] = []
+    slopes: list[Tensor] = []
     value, slope = torch.ones_like(u), torch.zeros_like(u)
     for _ in range(DEGREE + 1):
         for v, s in zip(values, slopes, strict=True):
