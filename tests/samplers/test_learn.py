@@ -173,9 +173,9 @@ def test_plan_files_run_and_are_refused_for_another_model(tmp_path: Path) -> Non
     file.write_text(plan.to_json())
     assert torch.equal(sample(edm, plan=file).samples, sample(edm, plan=str(file)).samples)
     assert torch.equal(sample(edm, plan=file).samples, sample(edm, plan=plan).samples)
-    for given in (file, plan):
+    for brought in (file, plan):
         with pytest.raises(ValueError, match="made for"):
-            sample(flow, plan=given)
+            sample(flow, plan=brought)
     with pytest.raises(ValueError, match="no file"):
         sample(edm, plan=tmp_path / "none.json")
     other = mixture(EDM())
