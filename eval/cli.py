@@ -32,6 +32,7 @@ from eval.console import complaints, evaluation_bar, progress_bars, warn
 from eval.conversion import convert_command
 from eval.features import FeatureExtractor
 from eval.fid import Moments
+from eval.fitting import fit_command
 from eval.grid_search import search_command
 from eval.images import grid as image_grid
 from eval.images import save_png, to_bytes
@@ -211,6 +212,7 @@ def sample_command(
 
 
 app.command("calibrate")(calibrate_command)
+app.command("fit")(fit_command)
 app.command("search")(search_command)
 app.command("likelihood")(likelihood_command)
 app.command("convert")(convert_command)
