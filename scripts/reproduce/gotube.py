@@ -52,7 +52,7 @@ def cart_pole(controller: Callable[[Tensor], Tensor]) -> Field:
     """A pole upright on a cart; states are (rate of the angle, velocity, angle, place)."""
     def field(y: Tensor, t: Tensor) -> Tensor:
         rate, velocity, angle, _ = y.unbind(1)
-        force, mass, light = controller(y)[:, 0], 1.0, 0.001
+        force, mass, light = controller(y[:, [0, 2]])[:, 0], 1.0, 0.001
         below = mass + light * angle.sin() ** 2
         turn = (force * angle.cos() - light * rate**2 * angle.cos() * angle.sin()
                 + (light + mass) * 9.81 * angle.sin()) / below
@@ -63,12 +63,12 @@ def cart_pole(controller: Callable[[Tensor], Tensor]) -> Field:
 
 
 def neural_controller(steps: int, seed: int) -> Callable[[Tensor], Tensor]:
-    """A network that has learned the force that keeps the pole upright, ``-1.1 · 9.81 θ - θ'``."""
-    network = MLP((4, 16, 16, 1), seed=seed, dtype=torch.float64)
+    """A network of rate and angle that has learned the force that keeps the pole upright, ``-1.1 · 9.81 θ - θ'``."""
+    network = MLP((2, 16, 16, 1), seed=seed, dtype=torch.float64)
 
     def loss(module: torch.nn.Module, step: int) -> Tensor:
-        y = 0.3 * torch.randn(256, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        return (module(y)[:, 0] + 1.1 * 9.81 * y[:, 2] + y[:, 0]).square().mean()
+        y = 0.3 * torch.randn(256, 2, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        return (module(y)[:, 0] + 1.1 * 9.81 * y[:, 1] + y[:, 0]).square().mean()
 
     fit(network, loss, lambda step: step, steps=steps, optimizer=adam(1e-2))
     return network.requires_grad_(False)
@@ -170,6 +170,7 @@ def draw(path: Path, outcomes: list[Outcome], spreads: dict[int, float]) -> None
         panel.set(title=f"{outcome.system.name}, {tube.samples} samples", xlabel="$y_1$", ylabel="$y_2$")
     panels[2].plot(list(spreads), list(spreads.values()), "o-")
     panels[2].set(title="Ball of start noise after sampling", xlabel="evaluations", ylabel="radius of set over ball's")
+    panels[2].set_ylim(bottom=0)
     figure.savefig(path, dpi=80)
     print(f"wrote {path}")
 
