@@ -14,7 +14,7 @@ from odecore.gradients.checkpoint import optimal_advances
 from odecore.gradients.checkpointed import execute_checkpointed
 from odecore.learn.fit import adam
 from odecore.plan import Plan, execute
-from samplers import SOLVERS, compile_plan, sample
+from samplers import SOLVERS, ClassifierFreeGuidance, compile_plan, sample
 from samplers.candidates import VARIANTS
 from samplers.fit_plan import fit_plan
 from samplers.learn import FREE, LearnedPlan
@@ -214,3 +214,14 @@ def test_a_shipped_plan_runs_and_says_what_it_was_fitted_to(file: Path) -> None:
     assert sample(model, plan=plan, num=2).samples.isfinite().all()
     with pytest.raises(ValueError, match="no fitted plan"):
         fitted(model, 77)
+
+
+def test_a_guided_model_is_fitted_with_its_guidance_and_labels() -> None:
+    model = ClassifierFreeGuidance(load("fashion-mnist-edm"), 2.0)
+    found = fit_plan(model, nfe=2, start="dpm-solver++-2m", num=1, validation=1, batch=1, steps=1, look=1,
+                     condition=torch.tensor([3]))
+    assert found.plan.about["fit"]["labels"] == [3]
+    assert found.after <= found.before
+    # Two branches each: two solutions; a step, and once more backwards; runs to judge the start, the step and both ends.
+    assert found.evaluations == 2 * (2 * 128 + 2 * 2 + (2 + found.improved + 1) * 2)
+    assert all(parameter.grad is None for parameter in model.parameters())
