@@ -178,6 +178,8 @@ def draw(path: str, size: Size, table: dict[tuple[str, int], Outcome]) -> None:
         axes.loglog(size.counts, [table[level, count].error for count in size.counts], marker=marker, label=level)
     axes.set(xlabel="training trajectories", ylabel="error of rollouts, geometric mean",
              title="Double pendulum: the same data, more physics")
+    axes.set_xticks(size.counts, [str(count) for count in size.counts])
+    axes.set_xticks([], minor=True)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 
