@@ -222,6 +222,6 @@ def test_a_guided_model_is_fitted_with_its_guidance_and_labels() -> None:
                      condition=torch.tensor([3]))
     assert found.plan.about["fit"]["labels"] == [3]
     assert found.after <= found.before
-    # Two branches each: two solutions; a step, and once more backwards; runs to judge the start, the step and both ends.
+    # Two branches each: two solutions; a step, and once more backwards; runs to judge them and the ends.
     assert found.evaluations == 2 * (2 * 128 + 2 * 2 + (2 + found.improved + 1) * 2)
     assert all(parameter.grad is None for parameter in model.parameters())
