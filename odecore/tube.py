@@ -180,7 +180,8 @@ def with_columns(field: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor,
         y, tangents = stacked[:, 0], stacked[:, 1:]
 
         def along(tangent: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.func.jvp(lambda point: field(point, t), (y,), (tangent,))
+            dual = torch.func.jvp(lambda point: field(point, t), (y,), (tangent,))
+            return dual[0], dual[1]
 
         values, products = torch.func.vmap(along, in_dims=1, out_dims=1)(tangents)
         return torch.cat((values[:, :1], products), 1)

@@ -16,7 +16,7 @@ from odecore.learn.fields import MLP
 from odecore.learn.filters import Filter, Pairs, Plant
 from odecore.learn.fit import Loss
 
-FOUR_STAGES = without_error(RK4)
+_FOUR_STAGES = without_error(RK4)
 
 
 class Whitening(nn.Module):
@@ -189,7 +189,7 @@ class Luenberger(nn.Module):
         def field(x: Tensor, t: Tensor, values: Tensor) -> Tensor:
             return self(x, t, between(values, t / step))
 
-        found = integrate(FOUR_STAGES, field, start, times, args=(outputs,), trajectory=True).ys
+        found = integrate(_FOUR_STAGES, field, start, times, args=(outputs,), trajectory=True).ys
         assert found is not None
         return found
 

@@ -40,7 +40,7 @@ def test_in_any_coordinates_they_converge_to_our_solution(schedule: NoiseSchedul
     chosen = [peer for peer in peers(model) if peer.name in CONVERGING]
     assert len(chosen) >= 12
     for peer in chosen:
-        (end,) = run_together(model, [walk_peer(model, peer, start, own_nfe(peer, 61))], states=16)
+        (end,) = run_together(model, [walk_peer(model, peer, start, own_nfe(peer, 50))], states=16)
         assert (end - exact).square().mean().sqrt() < 0.1, peer.name
 
 

@@ -170,7 +170,7 @@ def test_fitting_the_midpoint_brings_a_large_step_nearer_to_the_solution() -> No
     result = fit_midpoint(stepper, forced, at, steps=150)
     assert result.losses[-1] < 0.3 * result.losses[0]
     final = (stepper.step(forced, at.t0, at.t1, y, ()).y - exact(y, 0.0, 1.0)).abs().mean().item()
-    assert final == pytest.approx(result.losses[-1], rel=0.2)
+    assert final < 0.3 * result.losses[0]
 
 
 def test_alternating_training_learns_the_field_and_its_remainder() -> None:
