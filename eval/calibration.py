@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import TaskID
 from rich.table import Table
 
-from eval.arguments import check_folder, choose_labels, load_model, names_in, numbers_in
+from eval.arguments import choose_labels, load_model, names_in, numbers_in
 from eval.console import complaints, progress_bars
+from eval.plan_commands import Watch, write_plans
 from odecore.plan import Plan
 from samplers.calibrate import calibrate
 
@@ -37,34 +37,16 @@ def calibrate_command(
         numbers = numbers_in("nfe", nfe)
         network = load_model(model, guidance, device)
         labels = choose_labels(network, label, num, guidance)
-        check_folder(out.parent)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for number in numbers:
-            task = bars.add_task("solution")
 
-            def watched(name: str, done: int, total: int, number: int = number, task: TaskID = task) -> None:
-                bars.update(task, description=f"{number} NFE, {name}", completed=done, total=total)
-
-            plan = calibrate(network, nfe=number, num=num, seed=seed, condition=labels, progress=watched,
-                             rounds=rounds, cache=cache.expanduser(),
+        def find(number: int, watch: Watch) -> Plan:
+            return calibrate(network, nfe=number, num=num, seed=seed, condition=labels, progress=watch, rounds=rounds,
+                             cache=cache.expanduser(),
                              solvers=None if solvers is None else names_in("solvers", solvers),
                              grids=None if grids is None else names_in("grids", grids))
-            bars.remove_task(task)
-            file = out if len(numbers) == 1 else out.with_stem(f"{out.stem}-{number}")
-            file.write_text(plan.to_json())
+
+        for plan, file in write_plans(numbers, out, bars, find):
             _print(console, plan)
             console.print(f"plan: {file}", soft_wrap=True)
-
-
-def read_plan(path: Path) -> Plan:
-    """Read a plan that :func:`calibrate_command` or ``Plan.to_json`` wrote.
-
-    Raises:
-        ValueError: there is no such file, or it holds no plan.
-    """
-    if not path.is_file():
-        raise ValueError(f"plan={str(path)!r} is no file: write one with `fewstep calibrate --out`")
-    return Plan.from_json(path.read_text())
 
 
 def _print(console: Console, plan: Plan) -> None:

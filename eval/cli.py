@@ -27,7 +27,7 @@ from eval.arguments import (
     real_distance,
     real_moments,
 )
-from eval.calibration import calibrate_command, read_plan
+from eval.calibration import calibrate_command
 from eval.console import complaints, evaluation_bar, progress_bars, warn
 from eval.conversion import convert_command
 from eval.features import FeatureExtractor
@@ -42,6 +42,7 @@ from eval.sweep import Cell, Measurement, Sampling, measure, plan_cells, solve_r
 from eval.trajectory import fingerprint
 from odecore.plan import Registers, Row
 from samplers import GRIDS, SOLVERS, AdaptiveSolver, sample
+from samplers.plan_files import read_plan
 from scoremodels.loaders import available, load, model_folder
 
 app = typer.Typer(name="fewstep", no_args_is_help=True, add_completion=False, rich_markup_mode=None,

@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 
 from eval.arguments import check_folder, choose_labels, load_model, names_in
-from eval.calibration import read_plan
 from eval.console import complaints
 from odecore.learn.fit import adam
 from odecore.plan import Plan
 from samplers.fit_plan import FIT_SEED, VALIDATION_SEED, fit_plan
 from samplers.learn import FREE
+from samplers.plan_files import read_plan
 
 
 def fit_command(

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import TaskID
 
-from eval.arguments import check_folder, choose_labels, load_model, names_in, numbers_in
+from eval.arguments import choose_labels, load_model, names_in, numbers_in
 from eval.console import complaints, progress_bars
+from eval.plan_commands import Watch, write_plans
 from odecore.plan import Plan
 from samplers.search import DynamicProgramming, Method, Refinement, search_grid
 
@@ -40,20 +40,13 @@ def search_command(
         numbers = numbers_in("nfe", nfe)
         network = load_model(model, guidance, device)
         labels = choose_labels(network, label, num, guidance)
-        check_folder(out.parent)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for number in numbers:
-            task = bars.add_task(f"{number} NFE, solution")
 
-            def watched(name: str, done: int, total: int, number: int = number, task: TaskID = task) -> None:
-                bars.update(task, description=f"{number} NFE, {name}", completed=done, total=total)
-
-            plan = search_grid(network, solver=solver, nfe=number, method=METHODS[method], num=num, seed=seed,
-                               condition=labels, progress=watched,
+        def find(number: int, watch: Watch) -> Plan:
+            return search_grid(network, solver=solver, nfe=number, method=METHODS[method], num=num, seed=seed,
+                               condition=labels, progress=watch,
                                grids=None if grids is None else names_in("grids", grids))
-            bars.remove_task(task)
-            file = out if len(numbers) == 1 else out.with_stem(f"{out.stem}-{number}")
-            file.write_text(plan.to_json())
+
+        for plan, file in write_plans(numbers, out, bars, find):
             console.print(f"{_summary(plan)}\nplan: {file}", soft_wrap=True)
 
 

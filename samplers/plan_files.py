@@ -16,18 +16,17 @@ _TOLERANCE = 1e-3
 """How far α/(α + σ) of two schedules may be apart at the plan's times: diffusers keeps its own in float32."""
 
 
-def read_plan(path: str | PathLike[str], schedule: NoiseSchedule, network: str) -> Plan:
-    """Read a plan that ``Plan.to_json`` wrote, for a model of this schedule and prediction.
+def read_plan(path: str | PathLike[str]) -> Plan:
+    """Read a plan that ``Plan.to_json`` wrote.
 
     Raises:
-        ValueError: there is no such file, it holds no plan, or one of another model.
+        ValueError: there is no such file, or it holds no plan.
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"plan={str(path)!r} is no file: write one with Plan.to_json or `fewstep fit`")
-    plan = Plan.from_json(file.read_text(encoding="utf-8"))
-    check_made_for(plan, schedule, network)
-    return plan
+        raise ValueError(f"plan={str(path)!r} is no file: write one with Plan.to_json, `fewstep calibrate` or "
+                         "`fewstep fit`")
+    return Plan.from_json(file.read_text(encoding="utf-8"))
 
 
 def check_made_for(plan: Plan, schedule: NoiseSchedule, network: str) -> None:

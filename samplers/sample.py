@@ -110,8 +110,8 @@ def sample(
     if not isinstance(batch, MemoryLimit) and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch={batch!r}: give a whole number of samples, at least 1, or a MemoryLimit")
     if plan is not None and not isinstance(plan, Plan):
-        plan = read_plan(plan, model.schedule, model.prediction)
-    elif plan is not None:
+        plan = read_plan(plan)
+    if plan is not None:
         check_made_for(plan, model.schedule, model.prediction)
     plan = plan if given is None else given.plan
     chosen = solver_named(solver) if isinstance(solver, str) else solver

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from odecore.plan import Plan
-from samplers.plan_files import read_plan
+from samplers.plan_files import check_made_for, read_plan
 from scoremodels.model import ScoreModel
 
 FOLDER = Path(__file__).parent
@@ -32,4 +32,6 @@ def fitted(model: ScoreModel, nfe: int) -> Plan:
         there = sorted(p.stem for p in FOLDER.glob("*.json"))
         raise ValueError(f"there is no fitted plan for model {model.name!r} at nfe={nfe}: there are "
                          f"{', '.join(there)}; fit one with samplers.fit_plan.fit_plan or `fewstep fit`")
-    return read_plan(path, model.schedule, model.prediction)
+    plan = read_plan(path)
+    check_made_for(plan, model.schedule, model.prediction)
+    return plan

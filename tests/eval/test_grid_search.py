@@ -6,8 +6,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from eval.calibration import read_plan
 from eval.cli import app
+from samplers.plan_files import read_plan
 
 
 def test_the_command_writes_a_plan_with_its_evidence(tmp_path: Path) -> None:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def run(name: str, folder: Path, *more: str) -> dict[str, float]:
-    """The figures of a script's quick run."""
-    command = [sys.executable, ROOT / "scripts" / "reproduce" / f"{name}.py", "--quick", "--out", folder / "out.json",
-               "--figure", folder / "out.png", *more]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
-    assert (folder / "out.png").stat().st_size < 120_000
-    return {claim["what"]: claim["ours"] for claim in json.loads((folder / "out.json").read_text())["claims"]}
-
 
 @pytest.mark.slow
-def test_neural_spdes_learn_and_know_no_grid(tmp_path: Path) -> None:
-    figures = run("neural_spde", tmp_path)
+def test_neural_spdes_learn_and_know_no_grid(quick_run: Callable[[str], Any]) -> None:
+    figures = quick_run("neural_spde").ours
     assert figures["Ginzburg–Landau, 128 points: test error, learned symbol and plan"] < 0.25
     assert figures["zero-shot error over that at 128 points"] < 1.1
     assert figures["Picard, 12 iterations: difference from the plan, relative"] < 1e-3
@@ -34,7 +18,7 @@ def test_neural_spdes_learn_and_know_no_grid(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_functions_are_sampled_alike_on_every_grid(tmp_path: Path) -> None:
-    figures = run("function_space", tmp_path)
+def test_functions_are_sampled_alike_on_every_grid(quick_run: Callable[[str], Any]) -> None:
+    figures = quick_run("function_space").ours
     same = figures["difference of 28 x 28 from 16 x 16 samples, relative"]
     assert same < 0.5 * figures["difference between samples of different seeds"]
