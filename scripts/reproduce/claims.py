@@ -83,14 +83,14 @@ def write(arguments: argparse.Namespace, claims: Sequence[Claim], **more: Any) -
     if arguments.out is not None:
         whole = {**around, "quick": arguments.quick, "seed": arguments.seed, "seconds": seconds,
                  "claims": [{**asdict(claim), "reached": claim.reached} for claim in claims], **more}
-        arguments.out.write_text(json.dumps(_finite(whole), indent=1, allow_nan=False) + "\n")
+        arguments.out.write_text(json.dumps(finite(whole), indent=1, allow_nan=False) + "\n")
         print(f"wrote {arguments.out}")
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity and no NaN: None stands for them."""
+def finite(value: Any) -> Any:
+    """Make a value fit for JSON, which knows no infinity and no NaN: None stands for them."""
     if isinstance(value, Mapping):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from claims import finite
 from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
@@ -252,15 +253,6 @@ def draw(path: Path, models: Mapping[str, Mapping]) -> None:
             panel.legend()
     figure.savefig(path, dpi=80)
     print(f"wrote {path}")
-
-
-def finite(value: object) -> object:
-    """JSON has no infinity: None stands for a level that DDIM never reached."""
-    if isinstance(value, Mapping):
-        return {key: finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:
